@@ -1,0 +1,6 @@
+"""Number formats: what a quantized tensor may look like (`QuantSpec`) and its numbers (`Encoding`)."""
+
+from modelmill.numerics.encoding import Encoding, choose_encoding
+from modelmill.numerics.spec import QuantSpec, parse_precision
+
+__all__ = ["Encoding", "QuantSpec", "choose_encoding", "parse_precision"]
