@@ -34,12 +34,16 @@ from modelmill.ir.graph import (
     with_batch,
 )
 from modelmill.ir.load import at_opset, from_bytes, load, save
+from modelmill.ir.plan import Plan, Point
+from modelmill.ir.qdq import from_qdq, to_qdq
 
 __all__ = [
     "Array",
     "Graph",
     "ModelError",
     "Node",
+    "Plan",
+    "Point",
     "Shape",
     "Value",
     "ValueInfo",
@@ -54,6 +58,7 @@ __all__ = [
     "expose",
     "fresh_name",
     "from_bytes",
+    "from_qdq",
     "infer_shapes",
     "inputs",
     "is_batch_dynamic",
@@ -68,6 +73,7 @@ __all__ = [
     "shape",
     "static_shape",
     "to_bytes",
+    "to_qdq",
     "value",
     "values",
     "with_batch",

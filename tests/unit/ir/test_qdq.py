@@ -1,0 +1,128 @@
+"""Plan <-> QDQ: what is written is what ONNX Runtime computes, and what is read back is what was written."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from modelmill import ir
+from modelmill.ir import Plan, Point
+from modelmill.numerics import QuantSpec, choose_encoding
+
+ACTIVATION = QuantSpec(8, signed=False, symmetric=False)
+
+
+@pytest.fixture
+def graph(tmp_path):
+    """x - Conv - Relu - (Slice - Pad) and itself - Add - y."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.normal(size=(4, 4, 3, 3)).astype(np.float32),
+        "b": rng.normal(size=4).astype(np.float32),
+        "starts": np.array([0], np.int64),
+        "ends": np.array([100], np.int64),
+        "axes": np.array([2], np.int64),
+        "steps": np.array([2], np.int64),
+        "pads": np.array([0, 0, 0, 0, 0, 0, 3, 0], np.int64),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("Slice", ["r", "starts", "ends", "axes", "steps"], ["s"], "slice"),
+        helper.make_node("Pad", ["s", "pads"], ["p"], "pad"),
+        helper.make_node("Add", ["r", "p"], ["y"], "add"),
+    ]
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 6, 6])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 6, 6])],
+            [numpy_helper.from_array(a, n) for n, a in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=10,
+    )
+    onnx.checker.check_model(model)
+    onnx.save(model, tmp_path / "m.onnx")
+    return ir.load(tmp_path / "m.onnx")
+
+
+def weight_plan(graph):
+    w = ir.constants(graph)["w"]
+    high = np.abs(w).max(axis=(1, 2, 3))
+    return {Point("w"): choose_encoding(QuantSpec(7, axis=0), -high, high)}
+
+
+def full_plan(graph):
+    same = choose_encoding(ACTIVATION, 0.0, 9.0)
+    x = choose_encoding(ACTIVATION, -4.0, 5.0)
+    plan = Plan(
+        weight_plan(graph)
+        | {Point("x"): x, Point("r"): same, Point("s"): same, Point("p"): same}
+        | {Point("y"): choose_encoding(ACTIVATION, 0.0, 17.0)}
+    )
+    w = plan[Point("w")]
+    bias = QuantSpec(32, axis=0)
+    numbers = type(w)(bias, x.scale * w.scale, np.zeros(4, np.int32))
+    return plan.replace({Point("b"): numbers})
+
+
+def run(graph, feeds, optimised=False):
+    options = ort.SessionOptions()
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(ir.to_bytes(graph), options, ["CPUExecutionProvider"])
+    return session.run(None, feeds)
+
+
+@pytest.mark.parametrize("on_codes", [(), ("Slice", "Pad")])
+def test_round_trip_gives_the_plan_back(graph, on_codes):
+    plan = full_plan(graph)
+    written = ir.to_qdq(graph, plan, on_codes)
+    onnx.checker.check_model(onnx.load_from_string(ir.to_bytes(written)), full_check=True)
+    _, read = ir.from_qdq(written)
+    assert dict(read) == dict(plan)
+
+
+@pytest.mark.parametrize("on_codes", [(), ("Slice", "Pad")])
+def test_round_trip_gives_the_same_computation(graph, on_codes):
+    x = np.random.default_rng(1).normal(size=(1, 4, 6, 6)).astype(np.float32)
+    written = ir.to_qdq(graph, full_plan(graph), on_codes)
+    again = ir.to_qdq(*ir.from_qdq(written), on_codes)
+    for a, b in zip(run(written, {"x": x}), run(again, {"x": x}), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_movement_on_codes_changes_no_number(graph):
+    x = np.random.default_rng(1).normal(size=(1, 4, 6, 6)).astype(np.float32)
+    apart = ir.to_qdq(graph, full_plan(graph))
+    on_codes = ir.to_qdq(graph, full_plan(graph), ("Slice", "Pad"))
+    np.testing.assert_array_equal(run(apart, {"x": x})[0], run(on_codes, {"x": x})[0])
+    assert [n.op_type for n in ir.nodes(on_codes)].count("QuantizeLinear") == 3
+    assert [n.op_type for n in ir.nodes(apart)].count("QuantizeLinear") == 5
+
+
+def test_a_point_of_one_node_leaves_the_others_float(graph):
+    plan = Plan({Point("r", "add", 0): choose_encoding(ACTIVATION, 0.0, 9.0)})
+    written = ir.to_qdq(graph, plan)
+    by_name = {n.name: n for n in ir.nodes(written)}
+    assert by_name["slice"].inputs[0].name == "r"
+    assert by_name["add"].inputs[0].producer().op_type == "DequantizeLinear"
+    assert dict(ir.from_qdq(written)[1]) == dict(plan)
+
+
+def test_the_float_graph_is_untouched(graph):
+    before = ir.to_bytes(graph)
+    ir.to_qdq(graph, full_plan(graph), ("Slice", "Pad"))
+    assert ir.to_bytes(graph) == before
+
+
+def test_unknown_value_and_missing_numbers_are_named(graph):
+    with pytest.raises(ValueError, match="'nowhere'"):
+        ir.to_qdq(graph, Plan({Point("nowhere"): choose_encoding(ACTIVATION, 0.0, 1.0)}))
+    with pytest.raises(ValueError, match="no encoding yet.*first is x"):
+        ir.to_qdq(graph, Plan({Point("x"): ACTIVATION}))
+    with pytest.raises(ValueError, match="cannot be written as QDQ"):
+        ir.to_qdq(graph, Plan({Point("x"): choose_encoding(QuantSpec(4, False, False), 0.0, 1.0)}))
