@@ -2,8 +2,8 @@
 
 A Graph is an `onnx_ir.Model`. Functions of this package never change the graph they are given, with
 one exception marked as such: the editing section at the end works in place and is meant for a fresh
-`clone`. After `load` every node and every value has a unique name (an absent optional output has the
-name ""), nodes are in topological order, and constants are initializers.
+`clone`. After `load` every node and every value has a unique name (an absent optional output has
+the name ""), nodes are in topological order, and constants are initializers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class ValueInfo:
-    """Name, shape and element type of a value; a dimension is a number, a symbol, or None when unknown."""
+    """Name, shape and element type of a value; a dimension is a number, a symbol or None."""
 
     name: str
     shape: Shape
@@ -63,7 +63,7 @@ def _info(value: Value) -> ValueInfo:
 
 
 def shape(value: Value) -> Shape | None:
-    """Dimensions of a value (number, symbol or None each); None when even their count is unknown."""
+    """Dimensions of a value (number, symbol or None); None when even their count is unknown."""
     if value.shape is None:
         return None
     return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
@@ -186,8 +186,8 @@ def is_batch_dynamic(graph: Graph) -> bool:
 def with_batch(graph: Graph, batch: int) -> Graph:
     """A clone whose open batch dimension is `batch`, with all shapes worked out again.
 
-    Raises ModelError if the batch is already fixed to another number: constants inside the graph may
-    depend on it, so only a new export can change it.
+    Raises ModelError if the batch is already fixed to another number: constants inside the graph
+    may depend on it, so only a new export can change it.
     """
     if batch < 1:
         raise ModelError(f"batch must be at least 1, not {batch}")
@@ -213,7 +213,7 @@ def with_batch(graph: Graph, batch: int) -> Graph:
 
 
 def expose(graph: Graph, names: Iterable[str]) -> Graph:
-    """A clone that also gives back the values of these names, appended in order; outputs stay once."""
+    """A clone that also gives back the values of these names; an output is not repeated."""
     shown = clone(graph)
     for name in names:
         found = value(shown, name)
@@ -222,7 +222,7 @@ def expose(graph: Graph, names: Iterable[str]) -> Graph:
     return shown
 
 
-# ---------------------------------------------------------------- editing, in place: give it a clone
+# ---------------------------------------------------------------- editing in place: give it a clone
 
 
 def fresh_name(graph: Graph, stem: str) -> str:
@@ -283,8 +283,8 @@ def set_attribute(node: Node, name: str, content: Any) -> None:
 def redirect(graph: Graph, old: Value, new: Value) -> bool:
     """Let every consumer of `old`, and the graph's output if it is one, use `new` instead.
 
-    An output keeps its name: `new` takes it over. Where it cannot (it is a graph input, a constant, or an
-    output itself), nothing changes and the answer is False.
+    An output keeps its name: `new` takes it over. Where it cannot (it is a graph input, a constant,
+    or an output itself), nothing changes and the answer is False.
     """
     if not old.is_graph_output():
         old.replace_all_uses_with(new)

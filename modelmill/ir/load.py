@@ -80,7 +80,9 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     data = to_bytes(graph)
     temporary = ""
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=".part", dir=path.parent
+        )
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -324,7 +326,9 @@ def _sort(graph: onnx.GraphProto) -> None:
     while waiting:
         ready = [index for index in waiting if before[index] <= done]
         if not ready:
-            ring = ", ".join(_label(graph.node[index]) for index in _cycle(before, waiting[0], done))
+            ring = ", ".join(
+                _label(graph.node[index]) for index in _cycle(before, waiting[0], done)
+            )
             raise ModelError(f"the graph is not acyclic: {ring} wait for each other")
         order += ready
         done.update(ready)
@@ -382,7 +386,7 @@ def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
 
 
 def _check_weights(graph: onnx.GraphProto) -> None:
-    """No NaN anywhere and no infinity in a weight; a lone infinite number is a limit, as in Clip."""
+    """No NaN, and no infinity in a weight; a scalar infinity is a limit, as in Clip."""
     for tensor in graph.initializer:
         if tensor.data_type == onnx.TensorProto.STRING:
             continue
