@@ -1,5 +1,7 @@
 """The ONNX graph: load, save, walk, edit, fingerprint, and where it is quantized."""
 
+from modelmill.ir.evaluate import evaluate
+from modelmill.ir.fingerprint import fingerprint
 from modelmill.ir.graph import (
     Array,
     Graph,
@@ -26,9 +28,11 @@ from modelmill.ir.graph import (
     prune,
     redirect,
     set_attribute,
+    set_constant,
     shape,
     static_shape,
     to_bytes,
+    used_once,
     value,
     values,
     with_batch,
@@ -55,7 +59,9 @@ __all__ = [
     "constant",
     "constants",
     "dtype",
+    "evaluate",
     "expose",
+    "fingerprint",
     "fresh_name",
     "from_bytes",
     "from_qdq",
@@ -70,10 +76,12 @@ __all__ = [
     "redirect",
     "save",
     "set_attribute",
+    "set_constant",
     "shape",
     "static_shape",
     "to_bytes",
     "to_qdq",
+    "used_once",
     "value",
     "values",
     "with_batch",

@@ -150,6 +150,11 @@ def _plain(attr: onnx_ir.Attr) -> Any:
     return attr.value
 
 
+def used_once(value: Value) -> bool:
+    """Whether exactly one node reads the value, once, and it is not an output of the graph."""
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
 def opset(graph: Graph) -> int:
     """Version of the default operator set."""
     return graph.opset_imports[""]
@@ -247,6 +252,23 @@ def add_constant(graph: Graph, stem: str, array: Array) -> Value:
     )
     graph.graph.register_initializer(added)
     return added
+
+
+def set_constant(graph: Graph, node: Node, index: int, array: Array, stem: str = "") -> None:
+    """Give a node a constant as input `index`.
+
+    A constant that only this node uses is replaced under its own name; otherwise a new one is
+    added, named after the old one or `stem`.
+    """
+    old = node.inputs[index] if index < len(node.inputs) else None
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    new = add_constant(graph, (old.name if old is not None else "") or stem, array)
+    node.replace_input_with(index, new)
+    if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_output():
+        name = old.name or ""
+        del graph.graph.initializers[name]
+        new.name = name
 
 
 def add_node(
