@@ -1,0 +1,17 @@
+"""Graph -> Graph on float models: each pass is one rewrite that leaves the output unchanged."""
+
+from modelmill.passes.clean import clean
+from modelmill.passes.eliminate_identities import eliminate_identities
+from modelmill.passes.fold_batchnorm import fold_batchnorm
+from modelmill.passes.fold_constants import fold_constants
+from modelmill.passes.fuse_pad import fuse_pad
+from modelmill.passes.gemm_from_matmul_add import gemm_from_matmul_add
+
+__all__ = [
+    "clean",
+    "eliminate_identities",
+    "fold_batchnorm",
+    "fold_constants",
+    "fuse_pad",
+    "gemm_from_matmul_add",
+]
