@@ -1,0 +1,160 @@
+"""OpenVINO on the CPU.
+
+Compiled for latency, one stream, arithmetic pinned to float32: on processors with bfloat16 the
+default would silently compute in that. Pinning of threads to cores is off, because several sessions
+share the machine: each would choose the same first cores. What it runs is read from the compiled
+graph, whose kernels carry their precision and time.
+https://docs.openvino.ai/2025/openvino-workflow/running-inference/inference-devices-and-modes/cpu-device.html
+"""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from modelmill.runtimes.protocol import Arrays, ExecutedOp, Kind, SessionOptions
+
+_NOT_KERNELS = frozenset({"Input", "Output", "Const", "Parameter", "Result", "Constant"})
+_CONVERSIONS = frozenset({"Reorder", "Convert", "FakeQuantize", "Quantize"})
+_NUMPY_NAME = {
+    "u8": "uint8", "i8": "int8", "u4": "uint4", "i4": "int4", "i32": "int32", "i64": "int64",
+    "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64",
+}  # fmt: skip
+_SMALL = frozenset({"u8", "i8", "u4", "i4", "bin"})
+
+
+class OpenVino:
+    """See `modelmill.runtimes.protocol.Runtime`."""
+
+    name = "openvino"
+    supported = ("2025.0", "2027")
+    pip = f'pip install "openvino>={supported[0]},<{supported[1]}"'
+
+    def missing(self) -> str | None:
+        return None if importlib.util.find_spec("openvino") else self.pip
+
+    def version(self) -> str:
+        import openvino
+
+        # "2026.4.1-22982-abcdef-releases/2026/4": the release, then the build
+        return str(openvino.get_version()).split("-", 1)[0]
+
+    def open(self, path: str, options: SessionOptions) -> "OvSession":
+        if not options.optimize:
+            raise ValueError("OpenVINO's CPU plug-in has no switch for its graph optimisations")
+        return OvSession(path, options)
+
+
+class OvSession:
+    """See `modelmill.runtimes.protocol.Session`."""
+
+    def __init__(self, path: str, options: SessionOptions) -> None:
+        self._path = path
+        self._options = options
+        self._compiled = _compile(path, options, profile=False)
+        self._request = self._compiled.create_infer_request()
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self.inputs = tuple(i.get_any_name() for i in self._compiled.inputs)
+        self.outputs = tuple(_output_name(o) for o in self._compiled.outputs)
+
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        self._shapes = {name: array.shape for name, array in feeds.items()}
+        results = self._request.infer(dict(feeds), share_inputs=True)
+        wanted = self.outputs if outputs is None else outputs
+        return {name: results[self.outputs.index(name)] for name in wanted}
+
+    def bind(self, feeds: Arrays) -> Callable[[], object]:
+        import openvino as ov
+
+        self._shapes = {name: array.shape for name, array in feeds.items()}
+        request = self._compiled.create_infer_request()
+        tensors = [
+            ov.Tensor(np.ascontiguousarray(feeds[n]), shared_memory=True) for n in self.inputs
+        ]
+        for i, tensor in enumerate(tensors):
+            request.set_input_tensor(i, tensor)
+
+        def call(_alive: Any = tensors) -> None:
+            request.infer()
+
+        return call
+
+    def executed(self) -> list[ExecutedOp]:
+        compiled = _compile(self._path, self._options, profile=True)
+        compiled.create_infer_request().infer([self._zeros(i) for i in compiled.inputs])
+        ops = [_executed_op(node) for node in compiled.get_runtime_model().get_ordered_ops()]
+        return [op for op in ops if op is not None]
+
+    def close(self) -> None:
+        del self._request, self._compiled
+
+    def _zeros(self, port: Any) -> np.ndarray:
+        free = self._options.batch or 1
+        shape = [
+            n.get_length() if n.is_static else free if i == 0 else 1
+            for i, n in enumerate(port.partial_shape)
+        ]
+        return np.zeros(self._shapes.get(port.get_any_name(), shape), port.element_type.to_dtype())
+
+
+def _compile(path: str, options: SessionOptions, profile: bool) -> Any:
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(path)
+    if options.batch is not None:
+        _fix_batch(model, options.batch)
+    return core.compile_model(model, "CPU", {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": options.threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
+        "PERF_COUNT": profile,
+    })  # fmt: skip
+
+
+def _fix_batch(model: Any, batch: int) -> None:
+    """Known shapes compile to faster code; a first dimension that is not free stays."""
+    shapes = {}
+    for port in model.inputs:
+        shape = port.partial_shape
+        if len(shape) and shape[0].is_dynamic:
+            shape[0] = batch
+            shapes[port] = shape
+    if shapes:
+        model.reshape(shapes)
+
+
+def _output_name(port: Any) -> str:
+    """The name in the file: of several aliases, the one that the result node keeps."""
+    name = str(port.node.get_friendly_name()).split("/sink_port_")[0]
+    return name if name in port.get_names() else str(port.get_any_name())
+
+
+def _executed_op(node: Any) -> ExecutedOp | None:
+    info = {key: str(getattr(value, "value", value)) for key, value in node.get_rt_info().items()}
+    spent = info.get("execTimeMcs", "not_executed")
+    op = info.get("layerType", node.get_type_name())
+    if op in _NOT_KERNELS or spent == "not_executed":
+        return None
+    precision = info.get("runtimePrecision", "")
+    return ExecutedOp(
+        name=node.get_friendly_name(),
+        op=op,
+        precision=_NUMPY_NAME.get(precision, precision),
+        kind=_kind(op, precision),
+        us=float(spent),
+    )
+
+
+def _kind(op: str, precision: str) -> Kind:
+    if op in _CONVERSIONS:
+        return "conversion"
+    if precision in _SMALL:
+        return "integer"
+    return "float" if precision in ("f32", "f16", "bf16", "f64") else "other"
+
+
+PLUGIN = OpenVino()

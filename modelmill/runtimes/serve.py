@@ -1,0 +1,180 @@
+"""The program inside a worker process: it owns one engine session and answers requests about it.
+
+Standard input and output become the connection to the parent before anything else is imported; what
+the engine prints goes to standard error, which the parent keeps. The worker outlives neither its
+parent (end of input, or another parent process), nor a request whose time is up, even if the engine
+holds Python's global lock.
+"""
+
+import contextlib
+import faulthandler
+import gc
+import os
+import resource
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelmill import plugins
+from modelmill.runtimes.protocol import Arrays, Runtime, Session, SessionOptions
+from modelmill.runtimes.wire import Channel
+
+_GRACE_S = 5.0  # the parent's clock decides; the worker's own is for a parent that is gone
+Reply = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+def main(parent: int) -> None:
+    """Answer the process `parent` until it is gone or says "close"."""
+    channel = _take_standard_streams()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        _answer(channel)
+    # Engines have been seen to hang or crash while they are torn down; there is nothing left to
+    # save.
+    _leave()
+
+
+def _take_standard_streams() -> Channel:
+    connection = Channel(os.dup(0), os.dup(1))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return connection
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    _leave()
+
+
+def _leave() -> None:
+    """End now. The working directory is the scratch folder that the parent made for this worker."""
+    shutil.rmtree(os.getcwd(), ignore_errors=True)
+    os._exit(0)
+
+
+def _answer(channel: Channel) -> None:
+    session: Session | None = None
+    while True:
+        request, arrays = channel.receive()
+        what = request["what"]
+        if what == "close":
+            return
+        faulthandler.dump_traceback_later(request["timeout_s"] + _GRACE_S, exit=True)
+        try:
+            if what == "probe":
+                head, results = _probe(request)
+            elif what == "open":
+                session, head = _open(request)
+                results = {}
+            else:
+                assert session is not None, "the parent opens the session first"
+                head, results = _REQUESTS[what](session, request, arrays)
+            channel.send({**head, "peak_kib": _peak_kib()}, results)
+        except RefusalError as error:
+            channel.send({"refused": error.kind, "words": str(error), "peak_kib": _peak_kib()}, {})
+        except (EOFError, BrokenPipeError):
+            raise
+        except Exception as error:  # whatever an engine raises is its answer
+            words = f"{type(error).__name__}: {error}"
+            channel.send({"refused": "error", "words": words, "peak_kib": _peak_kib()}, {})
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            arrays.clear()
+
+
+class RefusalError(Exception):
+    """A request that cannot be served for a reason that is not the engine's."""
+
+    def __init__(self, kind: str, words: str) -> None:
+        super().__init__(words)
+        self.kind = kind
+
+
+def _runtime(name: str) -> Runtime:
+    try:
+        runtime: Runtime = plugins.load("modelmill.runtimes", name)
+    except ValueError as error:
+        raise RefusalError("user", str(error)) from error
+    if line := runtime.missing():
+        raise RefusalError("missing", line)
+    return runtime
+
+
+def _probe(request: dict[str, Any]) -> Reply:
+    return {"version": _runtime(request["runtime"]).version()}, {}
+
+
+def _open(request: dict[str, Any]) -> tuple[Session, dict[str, Any]]:
+    facts = request["options"]
+    options = SessionOptions(**{**facts, "cpus": tuple(facts["cpus"])})
+    if options.cpus and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, options.cpus)
+    if options.memory_limit_mib is not None:
+        limit = options.memory_limit_mib * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    runtime = _runtime(request["runtime"])
+    session = runtime.open(request["path"], options)
+    return session, {
+        "inputs": list(session.inputs),
+        "outputs": list(session.outputs),
+        "version": runtime.version(),
+    }
+
+
+def _run(session: Session, request: dict[str, Any], feeds: Arrays) -> Reply:
+    return {}, session.run(feeds, request["outputs"])
+
+
+def _time(session: Session, request: dict[str, Any], feeds: Arrays) -> Reply:
+    call = session.bind(feeds)
+    for _ in range(request["warmup"]):
+        call()
+    return {}, {"ns": _time_ns(call, request["n"])}
+
+
+def _time_ns(call: Callable[[], object], n: int) -> np.ndarray:
+    spans = np.zeros(n, np.int64)
+    clock = time.perf_counter_ns
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(n):
+            start = clock()
+            call()
+            spans[i] = clock() - start
+    finally:
+        gc.enable()
+    return spans
+
+
+def _executed(session: Session, request: dict[str, Any], arrays: Arrays) -> Reply:
+    return {"ops": [asdict(op) for op in session.executed()]}, {}
+
+
+_REQUESTS: dict[str, Callable[[Session, dict[str, Any], Arrays], Reply]] = {
+    "run": _run,
+    "time": _time,
+    "executed": _executed,
+}
+
+
+def _peak_kib() -> int:
+    """Largest resident set so far. Not from getrusage: on Linux that starts at the parent's."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak // 1024 if sys.platform == "darwin" else peak
+    return int(status.split("VmHWM:", 1)[1].split(None, 1)[0])
