@@ -1,7 +1,7 @@
 """`Plan`: which tensors of a graph are quantized, and how; and the `Point`s it speaks of."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from modelmill.numerics import Encoding, QuantSpec
@@ -24,10 +24,18 @@ class Point:
 
 
 class Plan(Mapping[Point, QuantSpec | Encoding]):
-    """An immutable mapping from points to specs (before calibration) or encodings (after), in sorted order."""
+    """An immutable mapping from points to specs (before calibration) or encodings (after), in sorted order.
 
-    def __init__(self, points: Mapping[Point, QuantSpec | Encoding] | None = None) -> None:
+    ties: groups of points that must have one encoding, because the ops between them only move codes.
+    """
+
+    def __init__(
+        self,
+        points: Mapping[Point, QuantSpec | Encoding] | None = None,
+        ties: Iterable[Iterable[Point]] = (),
+    ) -> None:
         self._points = dict(sorted((points or {}).items()))
+        self.ties = tuple(sorted(tuple(sorted(group)) for group in ties))
 
     def __getitem__(self, point: Point) -> QuantSpec | Encoding:
         return self._points[point]
@@ -40,11 +48,12 @@ class Plan(Mapping[Point, QuantSpec | Encoding]):
 
     def replace(self, changes: Mapping[Point, QuantSpec | Encoding]) -> "Plan":
         """A plan with `changes` added or put in place of what was there."""
-        return Plan({**self._points, **changes})
+        return Plan({**self._points, **changes}, self.ties)
 
     def without(self, points: "set[Point]") -> "Plan":
         """A plan without `points`: those tensors stay float."""
-        return Plan({p: s for p, s in self._points.items() if p not in points})
+        kept = {p: s for p, s in self._points.items() if p not in points}
+        return Plan(kept, ([p for p in group if p in kept] for group in self.ties))
 
     def spec(self, point: Point) -> QuantSpec:
         """The spec at `point`, whether or not it has its numbers yet."""

@@ -1,0 +1,1 @@
+"""Quantization steps: one file, one step, each `(Graph, Plan, Batches) -> (Graph, Plan)`."""

@@ -1,0 +1,87 @@
+"""Empirical bias correction (Nagel et al. 2019, arXiv:1906.04721, section 4.2, with data).
+
+Quantization shifts the mean of a layer's output per channel; the shift is measured and taken back in the bias:
+
+    b += E[y_float] - E[y_quantized]          per output channel
+
+Layers are corrected in graph order, each seeing inputs that the corrected layers before it produced. That needs no pass
+per layer: the correction is applied to the layer's output on the fly while one batch runs through, and the corrections of
+all batches are averaged. Peak memory: one batch through two models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from modelmill import executor, ir
+from modelmill.ir import Plan
+from modelmill.quant.calibrate import encode_biases
+from modelmill.quant.observe import Batches
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm")
+
+
+@dataclass(frozen=True)
+class BiasCorrection:
+    """The bias correction step. images: at most so many of the calibration images are used."""
+
+    images: int = 128
+
+    def __call__(self, graph: ir.Graph, plan: Plan, batches: Batches) -> tuple[ir.Graph, Plan]:
+        """A graph with corrected biases, and the plan with their encodings; layers without a bias are left alone."""
+        layers = [n for n in ir.nodes(graph) if _correctable(n, plan)]
+        outputs = {n.outputs[0].name or "": n for n in layers}
+        shifts = self._measure(graph, plan, batches, list(outputs))
+        made = ir.clone(graph)
+        by_name = {n.name: n for n in ir.nodes(made)}
+        for output, node in outputs.items():
+            bias = by_name[node.name].inputs[2]
+            array = ir.constant(bias)
+            assert bias is not None and array is not None
+            ir.set_constant(made, bias.name or "", (array + shifts[output]).astype(np.float32))
+        return made, encode_biases(made, plan)
+
+    def _measure(self, graph: ir.Graph, plan: Plan, batches: Batches, outputs: list[str]) -> dict[str, np.ndarray]:
+        """Mean of y_float - y_quantized per channel for each output, float64, shape (channels,)."""
+        float_module, module = executor.Module(graph), executor.Module(graph, plan)
+        sums = {name: torch.zeros(1, dtype=torch.float64) for name in outputs}
+        seen = 0
+        with torch.inference_mode():
+            for feeds in batches:
+                means: dict[str, torch.Tensor] = {}
+
+                def remember(name: str, y: torch.Tensor, means: dict[str, torch.Tensor] = means) -> None:
+                    means[name] = _channel_mean(y)
+
+                def correct(name: str, y: torch.Tensor, means: dict[str, torch.Tensor] = means) -> torch.Tensor:
+                    shift = means[name] - _channel_mean(y)
+                    sums[name] = sums[name] + shift.double() * len(y)
+                    return y + shift.reshape(1, -1, *[1] * (y.dim() - 2))
+
+                float_module.visit(feeds, outputs, remember)
+                module.visit(feeds, outputs, correct)
+                seen += len(next(iter(feeds.values())))
+                if seen >= self.images:
+                    break
+        return {name: (total / max(seen, 1)).numpy() for name, total in sums.items()}
+
+
+def _correctable(node: ir.Node, plan: Plan) -> bool:
+    if node.op_type not in LAYERS or ir.attributes(node).get("beta", 1.0) != 1.0:
+        return False
+    weight = node.inputs[1]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if weight is None or plan.at(weight.name or "", node.name or "", 1) is None:
+        return False
+    array = ir.constant(bias)
+    return bias is not None and array is not None and array.ndim == 1 and len(list(bias.uses())) == 1
+
+
+def _channel_mean(y: torch.Tensor) -> torch.Tensor:
+    return y.mean(dim=[d for d in range(y.dim()) if d != 1])
+
+
+PLUGIN = BiasCorrection

@@ -1,0 +1,135 @@
+"""Calibration: give every point of a plan its numbers.
+
+Activations take their range from streamed statistics (`observe`, `ranges`); weights from their own values, per output
+channel; int32 biases follow from both: s_bias = s_x * s_w, zero point 0, so that a bias adds to the accumulator as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from modelmill import ir
+from modelmill.ir import Plan, Point
+from modelmill.numerics import Encoding, QuantSpec, choose_encoding
+from modelmill.quant.observe import Batches, Statistics, merge, observe
+from modelmill.quant.ranges import choose_range
+
+WEIGHT_SHRINK = np.linspace(0.8, 1.0, 21)  # below 0.8 no 8-bit or 7-bit weight tensor gains
+BIAS_BITS = 32
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """The calibration step.
+
+    activations: minmax, percentile, mse or kl. weights: minmax or mse, per channel.
+    """
+
+    activations: str = "mse"
+    weights: str = "mse"
+
+    def __call__(self, graph: ir.Graph, plan: Plan, batches: Batches) -> tuple[ir.Graph, Plan]:
+        """The same graph, and the plan with an encoding at every point."""
+        return graph, encode(graph, plan, observe(graph, activation_names(graph, plan), batches), self)
+
+
+def activation_names(graph: ir.Graph, plan: Plan) -> list[str]:
+    """The values of the plan that only calibration data can tell the range of."""
+    constants = graph.graph.initializers
+    return sorted({point.value for point in plan if point.value not in constants})
+
+
+def encode(graph: ir.Graph, plan: Plan, statistics: Mapping[str, Statistics], options: Calibrate) -> Plan:
+    """Encodings for all points of `plan`; points in one tie get one encoding."""
+    tied = {point: group for group in plan.ties for point in group}
+    constants = ir.constants(graph)
+    numbers: dict[Point, QuantSpec | Encoding] = {}
+    biases: list[Point] = []
+    for point in plan:
+        spec = plan.spec(point)
+        if spec.bits == BIAS_BITS:
+            biases.append(point)
+        elif point.value in constants and _is_weight(spec, constants[point.value]):
+            numbers[point] = weight_encoding(constants[point.value], spec, options.weights)
+        elif point not in numbers:
+            group = [p for p in tied.get(point, (point,)) if p in plan]
+            seen = [_statistics(p.value, statistics, constants) for p in group]
+            encoding = choose_encoding(spec, *choose_range(options.activations, merge(seen), spec))
+            numbers.update(dict.fromkeys(group, encoding))
+    encoded = plan.replace(numbers)
+    return encode_biases(graph, encoded, biases)
+
+
+def _is_weight(spec: QuantSpec, array: np.ndarray) -> bool:
+    return spec.axis is not None or spec.symmetric or array.ndim == 0
+
+
+def _statistics(name: str, statistics: Mapping[str, Statistics], constants: Mapping[str, np.ndarray]) -> Statistics:
+    if name in constants:  # a constant operand of Add or Mul: its range is known
+        low, high = float(constants[name].min()), float(constants[name].max())
+        return Statistics(low, high, (min(low, 0.0), max(high, 0.0)), np.zeros(len(_any(statistics).counts)), 0.0)
+    return statistics[name]
+
+
+def _any(statistics: Mapping[str, Statistics]) -> Statistics:
+    return next(iter(statistics.values()))
+
+
+def weight_encoding(weight: np.ndarray, spec: QuantSpec, method: str) -> Encoding:
+    """The encoding of a weight: full range, or per channel the shrunk range with the smallest squared error.
+
+    Args:
+        weight: float, any shape that has `spec.axis`.
+        spec: symmetric or not, per tensor or per channel.
+        method: "minmax" or "mse".
+
+    Raises:
+        ValueError: unknown method.
+    """
+    if method not in ("minmax", "mse"):
+        raise ValueError(f"unknown weight calibration {method!r}. Choices: minmax, mse")
+    rows = weight.reshape(1, -1) if spec.axis is None else np.moveaxis(weight, spec.axis, 0).reshape(weight.shape[spec.axis], -1)
+    low, high = rows.min(axis=1), rows.max(axis=1)
+    if method == "mse":
+        row_spec = replace(spec, axis=0)
+        errors = np.stack(
+            [
+                ((choose_encoding(row_spec, low * a, high * a).fake(rows) - rows) ** 2).sum(axis=1)
+                for a in WEIGHT_SHRINK
+            ]
+        )
+        share = WEIGHT_SHRINK[len(WEIGHT_SHRINK) - 1 - np.argmin(errors[::-1], axis=0)]  # ties: the full range
+        low, high = low * share, high * share
+    if spec.axis is None:
+        return choose_encoding(spec, low[0], high[0])
+    return choose_encoding(spec, low, high)
+
+
+def encode_biases(graph: ir.Graph, plan: Plan, points: list[Point] | None = None) -> Plan:
+    """The plan with every int32 bias scaled by the product of its node's input and weight scales."""
+    if points is None:
+        points = [p for p in plan if plan.spec(p).bits == BIAS_BITS]
+    wanted = set(points)
+    found: dict[Point, QuantSpec | Encoding] = {}
+    for node in ir.nodes(graph):
+        if len(node.inputs) < 3 or node.inputs[2] is None:
+            continue
+        name = node.name or ""
+        value = node.inputs[2].name or ""
+        point = next((p for p in (Point(value, name, 2), Point(value)) if p in wanted), None)
+        data, weight = node.inputs[0], node.inputs[1]
+        if point is None or data is None or weight is None:
+            continue
+        x, w = plan.at(data.name or "", name, 0), plan.at(weight.name or "", name, 1)
+        assert isinstance(x, Encoding) and isinstance(w, Encoding)
+        scale = (x.scale * w.scale).astype(np.float32)
+        if plan.spec(point).axis is not None and scale.ndim == 0:
+            scale = np.full(ir.constants(graph)[value].shape[0], scale, np.float32)
+        found[point] = Encoding(plan.spec(point), scale, np.zeros(scale.shape, np.int32))
+    return plan.replace(found)
+
+
+PLUGIN = Calibrate

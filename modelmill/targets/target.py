@@ -1,0 +1,105 @@
+"""What a target is: data that says which operators an engine runs on integers, in which formats, and on which CPUs.
+
+A target is one frozen value in one file. Nothing here computes; `planning` reads it. Every claim carries its source.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from modelmill.numerics import Arithmetic, QuantSpec
+
+Role = Literal["activation", "weight", "bias", "float"]
+
+
+@dataclass(frozen=True)
+class OpRule:
+    """When and how an engine runs one operator on integers.
+
+    op: ONNX op type.
+    inputs: what each input must be; a missing tail means "float" (left as it is). `variadic` repeats the last one.
+    output: "activation", its own encoding; "same", the encoding of input 0 (the op only moves codes); "float", the
+        engine hands floats on.
+    float_output: the engine can also hand floats on, so an output that only floats want needs no quantization.
+    anchor: worth quantizing on its own account. Other ops are run on integers only where their inputs already are.
+    attributes: attribute name and the values for which the rule holds.
+    constants: (input index, number): that input must be absent or a constant full of this number.
+    note: what to tell the user about it.
+    """
+
+    op: str
+    inputs: tuple[Role, ...]
+    output: Literal["activation", "same", "float"] = "activation"
+    float_output: bool = False
+    anchor: bool = False
+    variadic: bool = False
+    attributes: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    constants: tuple[tuple[int, float], ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """The formats of one precision. A weight spec with an axis means: one scale per output channel, wherever it lies."""
+
+    precision: str
+    activation: QuantSpec
+    weight: QuantSpec
+    bias: QuantSpec | None = None  # None: the bias stays float
+
+
+@dataclass(frozen=True)
+class IsaGuard:
+    """Narrower weights on CPUs where the engine's 8-bit kernels saturate 16-bit partial sums.
+
+    Without a dot-product instruction x86 kernels add pairs u8 * s8 into int16 (vpmaddubsw): 255 * 127 * 2 > 32767.
+    With weights of `weight_bits` the pair cannot exceed it.
+    """
+
+    architectures: tuple[str, ...]
+    needs_one_of: tuple[str, ...]  # CPU flags, as in /proc/cpuinfo
+    weight_bits: int
+    why: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """One deployment: an engine on a kind of chip.
+
+    runtime: the plug-in of `modelmill.runtimes` that runs it.
+    rules: in order of preference; the first that matches a node holds.
+    fused: chains of op types that the engine runs as one kernel; only their last value is a tensor of the deployment.
+    on_codes: movement ops that are written between Q and DQ, on codes.
+    guards: see IsaGuard.
+    source: where the claims come from; rules may add their own.
+    """
+
+    name: str
+    runtime: str
+    schemes: tuple[Scheme, ...]
+    rules: tuple[OpRule, ...]
+    fused: tuple[tuple[str, ...], ...]
+    arithmetic: Arithmetic
+    on_codes: tuple[str, ...] = ()
+    guards: tuple[IsaGuard, ...] = ()
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        seen: set[tuple[str, tuple[Any, ...], tuple[Any, ...], tuple[Role, ...]]] = set()
+        for rule in self.rules:
+            key = (rule.op, rule.attributes, rule.constants, rule.inputs)
+            if key in seen:
+                raise ValueError(f"target {self.name}: the rule for {rule.op} is shadowed by an earlier one")
+            seen.add(key)
+
+    def scheme(self, precision: str) -> Scheme:
+        """The formats of a precision.
+
+        Raises:
+            ValueError: the target does not have it (lists what it has).
+        """
+        for scheme in self.schemes:
+            if scheme.precision == precision:
+                return scheme
+        choices = ", ".join(s.precision for s in self.schemes)
+        raise ValueError(f"target {self.name} has no precision {precision!r}. Choices: {choices}")
