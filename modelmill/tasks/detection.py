@@ -1,0 +1,121 @@
+"""Detection: boxes with classes; COCO's average precision.
+
+AP is the area under precision over recall at 101 recall levels, averaged over classes and over IoU
+thresholds 0.50, 0.55, ..., 0.95; AP50 and AP75 take one threshold. At most 100 boxes count per
+picture; a crowd is neither right nor wrong to find. Computed by pycocotools, COCO's own code, so
+numbers compare with published ones.
+"""
+
+import contextlib
+import io
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from modelmill.tasks.boxes import Boxes, Objects, objects
+from modelmill.tasks.card import Card, Input, Output
+from modelmill.tasks.images import DataError
+from modelmill.tasks.task import Task
+
+# pycocotools prints; standard output belongs to the process, so one score at a time redirects it.
+_silence = threading.Lock()
+
+
+def score(predictions: Sequence[Boxes], truths: Sequence[Objects], card: Card) -> dict[str, float]:
+    """COCO's AP50, AP and AP75, fractions between 0 and 1.
+
+    Raises:
+        DataError: no object in any truth, so that precision and recall mean nothing.
+        ValueError: pycocotools is not installed (the message has the pip line).
+    """
+    if all(truth.crowd.all() for truth in truths):
+        raise DataError("no picture has an annotated object: average precision is undefined")
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise ValueError(
+            f"detection is scored by pycocotools, which is not installed ({error}): pip install "
+            "'modelmill[detection]'"
+        ) from None
+    with _silence, contextlib.redirect_stdout(io.StringIO()):
+        truth, found = COCO(), COCO()
+        truth.dataset = _dataset([_annotations(t) for t in truths], card.class_count)
+        found.dataset = _dataset([_detections(p) for p in predictions], card.class_count)
+        truth.createIndex()
+        found.createIndex()
+        evaluation = COCOeval(truth, found, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    ap, ap50, ap75 = (float(value) for value in evaluation.stats[:3])
+    return {"ap50": ap50, "ap": ap, "ap75": ap75}
+
+
+def _dataset(rows: list[list[dict[str, Any]]], classes: int) -> dict[str, Any]:
+    """COCO's dataset of one row per box; ids start at 1, its matcher reads 0 as no match."""
+    annotations = [
+        {**row, "image_id": image} for image, rows_of in enumerate(rows, 1) for row in rows_of
+    ]
+    return {
+        "images": [{"id": image} for image in range(1, len(rows) + 1)],
+        "categories": [{"id": c} for c in range(classes)],
+        "annotations": [{**row, "id": n} for n, row in enumerate(annotations, 1)],
+    }
+
+
+def _annotations(truth: Objects) -> list[dict[str, Any]]:
+    return [
+        {"bbox": _xywh(box), "category_id": int(c), "area": float(area), "iscrowd": int(crowd)}
+        for box, c, area, crowd in zip(
+            truth.boxes_xyxy, truth.classes, truth.area, truth.crowd, strict=True
+        )
+    ]
+
+
+def _detections(found: Boxes) -> list[dict[str, Any]]:
+    return [
+        {
+            "bbox": _xywh(box),
+            "category_id": int(c),
+            "score": float(s),
+            "area": float((box[2] - box[0]) * (box[3] - box[1])),
+            "iscrowd": 0,
+        }
+        for box, c, s in zip(found.boxes_xyxy, found.classes, found.scores, strict=True)
+    ]
+
+
+def _xywh(box: Any) -> list[float]:
+    x1, y1, x2, y2 = box.tolist()
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def ideal(truth: Objects, card: Card) -> Boxes:
+    seen = ~truth.crowd
+    return Boxes(truth.boxes_xyxy[seen], np.ones(int(seen.sum())), truth.classes[seen])
+
+
+def example(seed: int) -> tuple[Card, list[Objects]]:
+    rng = np.random.default_rng(seed)
+    scaled = Input("NCHW", (64, 96), "RGB", None, 1 / 255, (0.0,) * 3, (1.0,) * 3)
+    card = Card("detection", scaled, Output("fastestdet"), 5)
+    truths = []
+    for n in rng.integers(0, 6, 8):
+        corner = rng.uniform(0, 50, (n, 2))
+        boxes = np.concatenate([corner, corner + rng.uniform(4, 40, (n, 2))], axis=1)
+        truths.append(objects(boxes, rng.integers(0, 5, n), crowd=rng.random(n) < 0.2))
+    return card, truths
+
+
+PLUGIN = Task(
+    name="detection",
+    metrics=("ap50", "ap", "ap75"),
+    truth=Objects,
+    prediction=Boxes,
+    score=score,
+    ideal=ideal,
+    example=example,
+)
