@@ -20,7 +20,7 @@ import onnx.inliner
 import onnx.shape_inference
 import onnx.version_converter
 import onnx_ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 from onnx.external_data_helper import ExternalDataInfo
 
@@ -133,10 +133,24 @@ def _parse(data: bytes) -> onnx.ModelProto:
             f"not an ONNX model, or a truncated one ({len(data)} bytes: no "
             f"{'graph' if not proto.HasField('graph') else 'version'}). Fetch or export it again."
         )
+    _check_text(proto)
     for entry in proto.opset_import:
         if entry.domain == "ai.onnx":
             entry.domain = ""
     return proto
+
+
+def _check_text(message: Message) -> None:
+    """Protobuf hands out a string that is not UTF-8 as bytes, which nothing else expects."""
+    for field, content in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        single = isinstance(content, Message | str | bytes)
+        for part in [content] if single else content:
+            if isinstance(part, Message):
+                _check_text(part)
+            elif isinstance(part, bytes):
+                raise ModelError(f"damaged: {field.full_name} holds {part!r}, which is no text")
 
 
 def _load_external_data(proto: onnx.ModelProto, folder: Path) -> None:
@@ -392,7 +406,7 @@ def _check_weights(graph: onnx.GraphProto) -> None:
             continue
         try:
             array = numpy_helper.to_array(tensor)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ModelError(f"the data of weight {tensor.name!r} is damaged: {error}") from error
         if array.dtype.kind not in "fcV" or not array.size:
             continue
@@ -441,6 +455,9 @@ def _link(proto: onnx.ModelProto) -> Graph:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
         raise ModelError(f"not valid ONNX: {str(error).strip()}") from error
-    graph = onnx_ir.serde.deserialize_model(proto)
+    try:
+        graph = onnx_ir.serde.deserialize_model(proto)
+    except onnx_ir.serde.SerdeError as error:
+        raise ModelError(f"not valid ONNX: {error.__cause__ or error}") from error
     outputs(graph)  # raises where a shape is missing
     return graph

@@ -1,0 +1,50 @@
+"""Shared fixtures: the real data, and small graphs written as text."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from modelmill import ir
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with real models and images (MODELMILL_DATA or ../shared/data); skips without."""
+    folder = Path(os.environ.get("MODELMILL_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is absent; set MODELMILL_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def proto_from_text() -> Callable[..., onnx.ModelProto]:
+    """text of the graph, arrays by name, opset -> ModelProto with the arrays as initializers.
+
+    The text is ONNX's own syntax: `g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }`.
+    """
+
+    def make(text: str, opset: int = 20, **arrays: np.ndarray) -> onnx.ModelProto:
+        head = f'<ir_version: 10, opset_import: ["" : {opset}]>\n'
+        proto = onnx.parser.parse_model(head + text)
+        for name, array in arrays.items():
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+        return proto
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def graph_from_text(proto_from_text: Callable[..., onnx.ModelProto]) -> Callable[..., ir.Graph]:
+    """The same, loaded as a Graph."""
+
+    def make(text: str, opset: int = 20, **arrays: np.ndarray) -> ir.Graph:
+        return ir.from_bytes(proto_from_text(text, opset, **arrays).SerializeToString())
+
+    return make
