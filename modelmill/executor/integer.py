@@ -6,6 +6,7 @@ point, a centred code; x, w inputs, y output; round is half to even, every opera
 
     Conv, Gemm, MatMul   acc = sum x_a w_a + b_a                      exact integers
       "multiply"         y = clamp(round(acc * (s_x s_w / s_y)))      clamp also does ReLU and Clip
+      "reciprocal"       y = clamp(round((acc * (s_x s_w) + b) * (1 / s_y)))
       "dequantize"       r = acc * (s_x s_w) + b;  activation;  y = clamp(round(r / s_y))
     Add "fma"            y = round(fma(x1, s1/sy, fma(x2, s2/sy, z_y - (s1/sy z1 + s2/sy z2)))), x1, x2 codes
     Mul "multiply"       y = round(x1_a x2_a * (s1 s2 / sy) + z_y)
@@ -120,8 +121,7 @@ class IntegerModule:
 
     def _quantize(self, x: Tensor, encoding: Encoding) -> Codes:
         scale = _scale(encoding, x.dim())
-        steps = x / scale if self.arithmetic.quantize == "divide" else x * (1.0 / scale)
-        return Codes(_clamp(torch.round(steps), encoding), encoding)
+        return Codes(_clamp(torch.round(x / scale), encoding), encoding)
 
     # ------------------------------------------------------------ one node
 
@@ -231,6 +231,8 @@ class IntegerModule:
         real = accumulator.float() * _channels(scales, accumulator.dim(), axis)
         if isinstance(bias, Tensor):
             real = real + (bias if axis == -1 else bias.reshape(1, -1, *[1] * (real.dim() - 2)))
+        if output is not None and self.arithmetic.requantize == "reciprocal":
+            return Codes(_clamp(torch.round(real * torch.reciprocal(_scale(output, real.dim()))), output), output)
         return real
 
     def _add(self, node: ir.Node, found: dict[str, Tensor | Codes]) -> Codes:

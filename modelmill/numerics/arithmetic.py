@@ -14,16 +14,15 @@ class Arithmetic:
 
     requantize: how a convolution's int32 accumulator becomes an output code.
         "multiply": one float32 multiplier s_x * s_w / s_y per channel (int32 bias inside the accumulator).
-        "dequantize": to float32 by s_x * s_w, float bias, activation, then quantized by s_y.
+        "reciprocal": to float32 by s_x * s_w, float bias, then multiplied by float32 1 / s_y.
+        "dequantize": to float32 by s_x * s_w, float bias, activation, then quantized as any float is.
     add: integer addition of two tensors.
         "fma": two fused multiply-adds on float32 scale ratios around one folded constant.
         "dequantize": both to float32, added, quantized.
     average_pool: "sequential" sums dequantized float32 values window element by element; "dequantize" leaves the order
         to the float operator.
-    quantize: how a float becomes a code. "divide" by the scale, or "reciprocal": multiply by float32 1 / scale.
     """
 
-    requantize: Literal["multiply", "dequantize"] = "dequantize"
+    requantize: Literal["multiply", "reciprocal", "dequantize"] = "dequantize"
     add: Literal["fma", "dequantize"] = "dequantize"
     average_pool: Literal["sequential", "dequantize"] = "dequantize"
-    quantize: Literal["divide", "reciprocal"] = "divide"

@@ -41,9 +41,8 @@ PLUGIN = Target(
     ),
     fused=(("Conv", "Relu"), ("Conv", "Clip"), ("Add", "Relu"), ("Gemm", "Relu"), ("Mul", "Relu")),
     on_codes=CODES,
-    arithmetic=Arithmetic(
-        requantize="multiply", add="fma", average_pool="sequential", quantize="divide"
-    ),  # mlas: MlasRequantizeOutput, MlasQLinearAddKernel, QLinearPool2DTask, MlasQuantizeLinear
+    # mlas: MlasRequantizeOutput, MlasQLinearAddKernel; QLinearPool2DTask
+    arithmetic=Arithmetic(requantize="multiply", add="fma", average_pool="sequential"),
     guards=(
         IsaGuard(
             architectures=("x86_64", "AMD64"),

@@ -187,7 +187,9 @@ class _Planner:
         for op in chain[1:]:
             output = members[-1].outputs[0]
             uses = list(output.uses())
-            if len(uses) != 1 or output.is_graph_output() or uses[0].node.op_type != op or uses[0].idx != 0:
+            if len(uses) != 1 or output.is_graph_output() or uses[0].node.op_type != op:
+                return []
+            if id(uses[0].node) in self.fused_into:  # the other operand of an Add was fused first
                 return []
             members.append(uses[0].node)
         return members
