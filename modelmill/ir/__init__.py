@@ -39,7 +39,8 @@ from modelmill.ir.graph import (
 )
 from modelmill.ir.load import at_opset, from_bytes, load, save
 from modelmill.ir.plan import Plan, Point
-from modelmill.ir.qdq import from_qdq, to_qdq
+from modelmill.ir.qdq import code_values, from_qdq, to_qdq
+from modelmill.ir.torch_import import from_torch
 
 __all__ = [
     "Array",
@@ -56,6 +57,7 @@ __all__ = [
     "at_opset",
     "attributes",
     "clone",
+    "code_values",
     "constant",
     "constants",
     "dtype",
@@ -65,6 +67,7 @@ __all__ = [
     "fresh_name",
     "from_bytes",
     "from_qdq",
+    "from_torch",
     "infer_shapes",
     "inputs",
     "is_batch_dynamic",
