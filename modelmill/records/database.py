@@ -32,6 +32,7 @@ _MEANINGS = (
     ("readonly", "is read-only; make it and its folder writable, or give another file name"),
     ("unable to open", "cannot be opened; check that the folder exists and is writable"),
     ("disk is full", "could not be written: the disk is full; nothing of this call was stored"),
+    ("disk I/O", "met an error of the disk, or a full one; nothing of this call was stored"),
 )
 
 
@@ -202,7 +203,7 @@ def _tables() -> "tuple[sa.Table, sa.Table]":
         metadata,
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("value", sa.Double, nullable=False),
-        sa.Column("n", sa.Integer, nullable=False),
+        sa.Column("n", sa.BigInteger, nullable=False),
         sa.Column("spread", sa.Double),
         *keys,
         *place,

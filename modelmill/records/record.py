@@ -61,7 +61,7 @@ class Record:
                 raise ValueError(
                     f"record {self.what!r}: {label} is {number}; record finite numbers only"
                 )
-        if self.n < 1:
+        if not 1 <= self.n < 2**63:
             raise ValueError(f"record {self.what!r}: n is {self.n}; a fact has at least one sample")
         try:
             moment = datetime.fromisoformat(self.when)

@@ -17,6 +17,7 @@ from modelmill.runtimes.protocol import Arrays, ExecutedOp, Kind, SessionOptions
 
 _NOT_KERNELS = frozenset({"Input", "Output", "Const", "Parameter", "Result", "Constant"})
 _CONVERSIONS = frozenset({"Reorder", "Convert", "FakeQuantize", "Quantize"})
+_ELEMENTWISE = frozenset({"Eltwise", "Subgraph"})
 _NUMPY_NAME = {
     "u8": "uint8", "i8": "int8", "u4": "uint4", "i4": "int4", "i32": "int32", "i64": "int64",
     "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64",
@@ -134,27 +135,38 @@ def _output_name(port: Any) -> str:
 
 
 def _executed_op(node: Any) -> ExecutedOp | None:
-    info = {key: str(getattr(value, "value", value)) for key, value in node.get_rt_info().items()}
-    spent = info.get("execTimeMcs", "not_executed")
-    op = info.get("layerType", node.get_type_name())
+    facts = _facts(node)
+    spent = facts.get("execTimeMcs", "not_executed")
+    op = facts.get("layerType", node.get_type_name())
     if op in _NOT_KERNELS or spent == "not_executed":
         return None
-    precision = info.get("runtimePrecision", "")
-    return ExecutedOp(
-        name=node.get_friendly_name(),
-        op=op,
-        precision=_NUMPY_NAME.get(precision, precision),
-        kind=_kind(op, precision),
-        us=float(spent),
-    )
+    precision = facts.get("runtimePrecision", "")
+    kind: Kind = "float" if precision in ("f32", "f16", "bf16", "f64") else "other"
+    if op in _CONVERSIONS or (op in _ELEMENTWISE and _only_converts(node, facts)):
+        kind = "conversion"
+    elif precision in _SMALL:
+        kind = "integer"
+    name, number = node.get_friendly_name(), _NUMPY_NAME.get(precision, precision)
+    return ExecutedOp(name, op, number, kind, float(spent))
 
 
-def _kind(op: str, precision: str) -> Kind:
-    if op in _CONVERSIONS:
-        return "conversion"
-    if precision in _SMALL:
-        return "integer"
-    return "float" if precision in ("f32", "f16", "bf16", "f64") else "other"
+def _only_converts(node: Any, facts: dict[str, str]) -> bool:
+    """Whether an elementwise kernel is a QuantizeLinear or DequantizeLinear and nothing more.
+
+    It has 8 bits on one side only and stands for one node of the file, or for two after a Convert:
+    minus the zero point, times the scale. What else was fused into it would add a name.
+    """
+    source = node.input_value(0).get_node()
+    after_convert = _facts(source).get("layerType") == "Convert"
+    taken = (source if after_convert else node).input_value(0).get_element_type().get_type_name()
+    names = facts.get("originalLayersNames", "").split(",")
+    one_side = (taken in _SMALL) != (facts.get("outputPrecisions") in _SMALL)
+    return one_side and len(names) <= 1 + after_convert
+
+
+def _facts(node: Any) -> dict[str, str]:
+    """What the plug-in notes at a node of the compiled graph."""
+    return {key: str(getattr(value, "value", value)) for key, value in node.get_rt_info().items()}
 
 
 PLUGIN = OpenVino()

@@ -1,0 +1,234 @@
+"""What every engine adapter must do, tried on each one that is installed here."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from modelmill import plugins
+from modelmill.runtimes import EngineError, EngineMissing, SessionOptions, doctor, open_session
+
+RUNTIMES = plugins.names("modelmill.runtimes")
+DATA = Path(
+    os.environ.get("MODELMILL_DATA", Path(__file__).parents[2].resolve().parent / "shared" / "data")
+)
+
+
+def graph(nodes, inputs, outputs, weights):
+    value = helper.make_tensor_value_info
+    return helper.make_model(
+        helper.make_graph(
+            nodes,
+            "g",
+            [value(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
+            [value(n, TensorProto.FLOAT, s) for n, s in outputs.items()],
+            [numpy_helper.from_array(a, n) for n, a in weights.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 19)],
+        ir_version=9,
+    )
+
+
+def convolution():
+    random = np.random.default_rng(0)
+    w = random.normal(size=(8, 3, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["y"], "flat"),
+    ]
+    b = random.normal(size=8).astype(np.float32)
+    return graph(nodes, {"x": ["n", 3, 8, 8]}, {"y": ["n", 8], "c": None}, {"w": w, "b": b})
+
+
+def two_inputs():
+    nodes = [
+        helper.make_node("Mul", ["b", "a"], ["product"], "mul"),
+        helper.make_node("Add", ["a", "b"], ["sum"], "add"),
+        helper.make_node("Identity", ["sum"], ["same"], "copy"),
+    ]
+    shapes = {"a": ["n", 4], "b": ["n", 4]}
+    return graph(nodes, shapes, {"same": ["n", 4], "product": ["n", 4], "sum": ["n", 4]}, {})
+
+
+def quantized():
+    """x -> QDQ -> conv (int8 weights) -> relu -> QDQ -> y: one kernel in every engine."""
+    codes = np.random.default_rng(0).integers(-63, 64, (16, 16, 3, 3)).astype(np.int8)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "sx", "zx"], ["qx"], "q_in"),
+        helper.make_node("DequantizeLinear", ["qx", "sx", "zx"], ["dx"], "dq_in"),
+        helper.make_node("DequantizeLinear", ["w", "sw", "zw"], ["dw"], "dq_w", axis=0),
+        helper.make_node("Conv", ["dx", "dw"], ["c"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("QuantizeLinear", ["r", "sy", "zx"], ["qy"], "q_out"),
+        helper.make_node("DequantizeLinear", ["qy", "sy", "zx"], ["y"], "dq_out"),
+    ]
+    weights = {
+        "w": codes,
+        "sx": np.float32(1 / 128),
+        "zx": np.uint8(0),
+        "sw": np.full(16, 1 / 64, np.float32),
+        "zw": np.zeros(16, np.int8),
+        "sy": np.float32(1 / 8),
+    }
+    arrays = {name: np.asarray(a) for name, a in weights.items()}
+    return graph(nodes, {"x": [1, 16, 12, 12]}, {"y": [1, 16, 12, 12]}, arrays)
+
+
+@pytest.fixture(params=RUNTIMES)
+def start(request, tmp_path):
+    """start(model proto or path, options) -> a session of one engine."""
+    sessions = []
+
+    def opened(model, **options):
+        path = model
+        if isinstance(model, onnx.ModelProto):
+            path = tmp_path / "model.onnx"
+            onnx.save(model, path)
+        try:
+            sessions.append(open_session(request.param, path, SessionOptions(**options)))
+        except EngineMissing as error:
+            pytest.skip(str(error))
+        return sessions[-1]
+
+    yield opened
+    for session in sessions:
+        session.close()
+
+
+def test_float_scores_are_those_of_the_reference(start):
+    model = convolution()
+    session = start(model)
+    assert session.inputs == ("x",) and session.outputs == ("y", "c")
+    oracle = ReferenceEvaluator(model)
+    for n in (1, 5, 2):  # a free batch dimension takes any
+        x = np.random.default_rng(n).normal(size=(n, 3, 8, 8)).astype(np.float32)
+        y, c = oracle.run(None, {"x": x})
+        found = session.run({"x": x})
+        np.testing.assert_allclose(found["y"], y, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found["c"], c, rtol=1e-4, atol=1e-5)
+
+
+def test_names_are_kept_with_several_inputs_outputs_and_aliases(start):
+    session = start(two_inputs())
+    assert session.inputs == ("a", "b") and session.outputs == ("same", "product", "sum")
+    a, b = np.arange(16, dtype=np.float32).reshape(2, 2, 4)
+    found = session.run({"b": b, "a": a}, ["product", "same", "sum"])
+    assert list(found) == ["product", "same", "sum"]
+    np.testing.assert_array_equal(found["product"], a * b)
+    np.testing.assert_array_equal(found["same"], a + b)
+    np.testing.assert_array_equal(found["sum"], a + b)
+
+
+def test_results_do_not_change_after_the_next_run(start):
+    session = start(two_inputs())
+    one, two = np.ones((2, 4), np.float32), np.full((2, 4), 2, np.float32)
+    first = session.run({"a": one, "b": one})
+    session.run({"a": two, "b": two})
+    np.testing.assert_array_equal(first["sum"], two)
+
+
+def test_what_is_timed_is_the_model_on_these_inputs(start):
+    session = start(two_inputs())
+    feeds = {"a": np.ones((3, 4), np.float32), "b": np.ones((3, 4), np.float32)}
+    spans = session.time(feeds, warmup=2, n=7)
+    assert len(spans) == 7 and min(spans) > 0
+    np.testing.assert_array_equal(session.run(feeds)["sum"], feeds["a"] * 2)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_fixed_batch_gives_the_same_scores(start, threads):
+    model = convolution()
+    x = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
+    fixed = start(model, batch=4, threads=threads).run({"x": x})
+    np.testing.assert_allclose(
+        fixed["y"], ReferenceEvaluator(model).run(["y"], {"x": x})[0], 1e-5, 1e-5
+    )
+
+
+def test_a_quantized_convolution_runs_as_an_integer_kernel(start):
+    model = quantized()
+    session = start(model)
+    ops = session.executed()
+    assert [op.kind for op in ops if "Conv" in op.op and op.kind != "conversion"] == ["integer"]
+    assert {op.precision for op in ops if op.integer} <= {"uint8", "int8"}
+    assert not [op for op in ops if op.kind == "float"]
+    assert all(op.us >= 0 for op in ops)
+    x = np.random.default_rng(1).random((1, 16, 12, 12)).astype(np.float32)
+    found = session.run({"x": x})["y"]
+    steps = np.abs(found - ReferenceEvaluator(model).run(None, {"x": x})[0]) * 8
+    assert steps.max() <= 1 and np.mean(steps > 0) < 0.01  # a tie may round to the other side
+
+
+def test_a_float_model_runs_nothing_as_integer(start):
+    session = start(convolution())
+    session.run({"x": np.zeros((3, 3, 8, 8), np.float32)})
+    kinds = [op.kind for op in session.executed()]
+    assert "float" in kinds and "integer" not in kinds
+
+
+@pytest.mark.parametrize("content", [b"", b"this is not a model", b"\x08\x08garbage" * 50])
+def test_a_file_that_is_no_model_is_refused(start, tmp_path, content):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    with pytest.raises(EngineError, match=r"could not load broken\.onnx"):
+        start(path)
+
+
+def test_an_unknown_operator_is_refused_by_name(start):
+    nodes = [helper.make_node("Frobnicate", ["x"], ["y"], "f")]
+    with pytest.raises(EngineError, match="Frobnicate"):
+        start(graph(nodes, {"x": [1]}, {"y": [1]}, {}))
+
+
+def test_a_batch_of_the_wrong_shape_is_refused_and_the_session_goes_on(start):
+    session = start(convolution())
+    with pytest.raises(EngineError):
+        session.run({"x": np.zeros((1, 4, 8, 8), np.float32)})
+    assert session.run({"x": np.zeros((1, 3, 8, 8), np.float32)})["y"].shape == (1, 8)
+
+
+def test_doctor_knows_every_engine():
+    found = doctor()
+    assert [status.name for status in found] == RUNTIMES
+    for status in found:
+        assert status.works or status.pip.startswith("pip install")
+        assert bool(status.version) == (status.installed and not status.problem)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["resnet20_cifar10", "fastestdet_coco"])
+def test_a_worker_gives_the_very_bits_of_plain_use(start, name, threads):
+    path = DATA / "models" / f"{name}.onnx"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there; set MODELMILL_DATA to the folder of the real data")
+    session = start(path, threads=threads)
+    size = 32 if "cifar" in name else 352
+    x = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
+    x = x[: 2 if "cifar" in name else 1]
+    found = session.run({session.inputs[0]: x})
+    for output, plain in zip(found.values(), PLAIN[session.runtime](path, x, threads), strict=True):
+        np.testing.assert_array_equal(output.view(np.uint32), plain.view(np.uint32))
+
+
+def plain_onnxruntime(path, x, threads):
+    ort = pytest.importorskip("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x})
+
+
+def plain_openvino(path, x, threads):
+    ov = pytest.importorskip("openvino")
+    config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = ov.Core().compile_model(path, "CPU", config)
+    return list(compiled([x]).values())
+
+
+PLAIN = {"onnxruntime": plain_onnxruntime, "openvino": plain_openvino}
