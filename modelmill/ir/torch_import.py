@@ -26,6 +26,7 @@ from modelmill.ir.load import from_bytes
 from modelmill.ir.pt2 import check_pt2
 
 if TYPE_CHECKING:
+    import onnx
     import torch
 
 OPSET = 20
@@ -185,7 +186,7 @@ def _exported_program(path: Path) -> Graph:
             program = torch.export.load(path)
     except Exception as error:  # torch raises many kinds
         raise ModelError(f"{path} cannot be loaded as an exported program: {error}") from error
-    return _to_onnx(str(path), program, (), None)
+    return _to_onnx(str(path), program)
 
 
 def _export(network: torch.nn.Module, shape: tuple[int, ...], name: str) -> Graph:
@@ -195,33 +196,51 @@ def _export(network: torch.nn.Module, shape: tuple[int, ...], name: str) -> Grap
     example = torch.zeros((max(2, shape[0]), *shape[1:]))
     batch = torch.export.Dim("batch", min=1)
     try:
-        return _to_onnx(name, network.eval(), (example,), ({0: batch},))
+        # Not left to torch.onnx.export, which would fix the batch in silence where this fails.
+        with _quiet():
+            program = torch.export.export(
+                network.eval(), (example,), dynamic_shapes=({0: batch},), strict=False
+            )
+    except Exception as error:  # torch raises many kinds
+        raise ModelError(
+            f"{name} cannot be exported with a dynamic batch: {_first_line(error)}. "
+            "Next: remove what depends on the batch size, or export it yourself with "
+            "torch.onnx.export and pass the .onnx file."
+        ) from error
     finally:
         network.train(training)
+    return _to_onnx(name, program)
 
 
-def _to_onnx(name: str, model: Any, example: tuple[Any, ...], dynamic: Any) -> Graph:
+def _to_onnx(name: str, program: torch.export.ExportedProgram) -> Graph:
     torch = _torch()
     try:
         with _quiet():
-            program = torch.onnx.export(
-                model,
-                example,
-                dynamo=True,
-                dynamic_shapes=dynamic,
-                opset_version=OPSET,
-                verbose=False,
-            )
-            data = program.model_proto.SerializeToString()
+            made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+            proto = made.model_proto
     except Exception as error:  # torch raises many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        cause = error.__cause__
-        detail = f" ({str(cause).strip().splitlines()[0]})" if cause and str(cause).strip() else ""
+        cause = error.__cause__ or error
         raise ModelError(
-            f"{name} cannot be exported with a dynamic batch: {reason}{detail}. "
+            f"{name} cannot be written as ONNX: {_first_line(cause)}. "
             "Next: export it yourself with torch.onnx.export and pass the .onnx file."
         ) from error
-    return from_bytes(data)
+    _name_batch(proto.graph)
+    return from_bytes(proto.SerializeToString())
+
+
+def _name_batch(graph: onnx.GraphProto) -> None:
+    """Call the open dimension `batch`; torch's own name for it is a number such as s77."""
+    first = graph.input[0].type.tensor_type.shape.dim
+    symbol = first[0].dim_param if first else ""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if symbol and dim.dim_param == symbol:
+                dim.dim_param = "batch"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 @contextmanager
