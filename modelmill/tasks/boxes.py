@@ -70,9 +70,7 @@ def objects(
 
 def iou(a_xyxy: Floats, b_xyxy: Floats) -> Floats:
     """IoU of every box of `a` (n, 4) with every one of `b` (m, 4): (n, m); 0 if both are empty."""
-    low = np.maximum(a_xyxy[:, None, :2], b_xyxy[None, :, :2])
-    high = np.minimum(a_xyxy[:, None, 2:], b_xyxy[None, :, 2:])
-    shared: Floats = (high - low).clip(min=0).prod(axis=2)
+    shared = _shared(a_xyxy, b_xyxy, 0) * _shared(a_xyxy, b_xyxy, 1)
     union = _area(a_xyxy)[:, None] + _area(b_xyxy)[None, :] - shared
     ratio: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     return ratio
@@ -87,13 +85,22 @@ def suppress(
     than `iou_threshold`. Equal scores keep their order.
     """
     order = np.argsort(-scores, kind="stable")
-    boxes, kinds = boxes_xyxy[order], classes[order]
-    beats = (iou(boxes, boxes) > iou_threshold) & (kinds[:, None] == kinds[None, :])
     keep = np.ones(len(order), bool)
-    for i in range(len(order)):
-        if keep[i]:
-            keep[i + 1 :] &= ~beats[i, i + 1 :]
+    for kind in np.unique(classes):
+        rank = np.flatnonzero(classes[order] == kind)
+        mine = boxes_xyxy[order[rank]]
+        beats = iou(mine, mine) > iou_threshold
+        for i in range(len(rank)):
+            if keep[rank[i]]:
+                keep[rank[i + 1 :][beats[i, i + 1 :]]] = False
     return order[keep][:max_boxes]
+
+
+def _shared(a_xyxy: Floats, b_xyxy: Floats, axis: int) -> Floats:
+    """Length that a box of `a` and one of `b` share along `axis` (0 x, 1 y): (n, m)."""
+    low = np.maximum(a_xyxy[:, None, axis], b_xyxy[None, :, axis])
+    high = np.minimum(a_xyxy[:, None, axis + 2], b_xyxy[None, :, axis + 2])
+    return (high - low).clip(min=0)
 
 
 def _area(xyxy: Floats) -> Floats:

@@ -334,15 +334,16 @@ def _check_resize(resize: Resize, size: Size) -> None:
 
 def _check_names(card: Card) -> None:
     """Task, decoder and metric exist; the plug-ins know, the schema cannot."""
+    found = {}
     for field, package, name in (
         ("task", "modelmill.tasks", card.task),
         ("output.decode", "modelmill.tasks.decoders", card.output.decode),
     ):
         try:
-            plugins.load(package, name)
+            found[field] = plugins.load(package, name)
         except ValueError as error:
             raise CardError(f"{field}: {error}") from None
-    metrics = plugins.load("modelmill.tasks", card.task).metrics
+    metrics = found["task"].metrics
     if card.metric is not None and card.metric not in metrics:
         raise CardError(
             f"metric: found {card.metric!r}; task {card.task!r} has {', '.join(metrics)}"

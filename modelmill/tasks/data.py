@@ -380,7 +380,8 @@ def _check_kind(kind: type, card: Card, where: str) -> None:
 
 def _from_npz(path: Path, card: Card, size: Size | None) -> Dataset:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # opened here, because np.load leaves a broken file open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in ("x", "y") if name in arrays}
             names = list(arrays.files)
     except Exception as error:  # BadZipFile, zlib.error, ValueError for pickles, ...
