@@ -53,7 +53,7 @@ def _folder(root: Path) -> Files:
     seen = set()
     for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
         real = os.path.realpath(folder)
-        subfolders[:] = [] if real in seen else [s for s in subfolders if not _hidden(s)]
+        subfolders[:] = [] if real in seen else sorted(s for s in subfolders if not _hidden(s))
         if real not in seen:
             inside = Path(folder).relative_to(root)
             paths += [(inside / name).as_posix() for name in names if not _hidden(name)]

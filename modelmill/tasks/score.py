@@ -61,6 +61,8 @@ def evaluate(
             f"{dataset.where} has no labels, so there is nothing to score against; add one folder "
             "per class, labels.csv, instances.json or y, or use it for calibration only (--calib)"
         )
+    if len(dataset) == 0:
+        raise DataError(f"{dataset.where}: no pictures are left to score")
     function = prepare(card)
     predictions: list[Any] = []
     truths: list[Any] = []

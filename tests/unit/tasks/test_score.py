@@ -93,6 +93,9 @@ def test_no_labels_no_score(plain):
     pictures = [image for image, _ in _pictures(LEVELS)]
     with pytest.raises(DataError, match=r"no labels.*--calib"):
         evaluate(TASK, _by_brightness, open_data(pictures, plain), plain, 2, "image")
+    with pytest.raises(DataError, match="no pictures are left"):
+        nothing = open_data(_pictures(LEVELS), plain).subset([])
+        evaluate(TASK, _by_brightness, nothing, plain, 2, "image")
     half = [*_pictures(LEVELS[:3]), pictures[0]]
     with pytest.raises(DataError, match="item 3 has no label"):
         evaluate(TASK, _by_brightness, open_data(half, plain), plain, 2, "image")
