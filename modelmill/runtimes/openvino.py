@@ -55,31 +55,43 @@ class OvSession:
         self._options = options
         self._compiled = _compile(path, options, profile=False)
         self._request = self._compiled.create_infer_request()
+        self._given: list[Any] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self.inputs = tuple(i.get_any_name() for i in self._compiled.inputs)
-        self.outputs = tuple(_output_name(o) for o in self._compiled.outputs)
+        self.inputs = tuple(_name(i) for i in self._compiled.inputs)
+        self.outputs = tuple(_name(o) for o in self._compiled.outputs)
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        self._shapes = {name: array.shape for name, array in feeds.items()}
-        results = self._request.infer(dict(feeds), share_inputs=True)
+        self._given = self._give(self._request, feeds)
+        self._request.infer()
         wanted = self.outputs if outputs is None else outputs
-        return {name: results[self.outputs.index(name)] for name in wanted}
+        found = {name: self._request.get_output_tensor(self.outputs.index(name)) for name in wanted}
+        return {name: tensor.data.copy() for name, tensor in found.items()}
 
     def bind(self, feeds: Arrays) -> Callable[[], object]:
+        request = self._compiled.create_infer_request()
+        given = self._give(request, feeds)
+        return lambda: (request.infer(), given)
+
+    def _give(self, request: Any, feeds: Arrays) -> list[Any]:
+        """Set the inputs without a copy; who calls must keep the tensors as long as they are used.
+
+        Left to itself OpenVINO converts another type in silence, and takes an empty batch for one.
+        """
         import openvino as ov
 
+        tensors = []
+        for i, port in enumerate(self._compiled.inputs):
+            array = np.asarray(feeds[self.inputs[i]], order="C")
+            expected = np.dtype(port.element_type.to_dtype())
+            if array.dtype != expected or array.size == 0:
+                raise ValueError(
+                    f"input {self.inputs[i]!r} must be {expected} and not empty;"
+                    f" it is {array.dtype} of shape {array.shape}"
+                )
+            tensors.append(ov.Tensor(array, shared_memory=True))
+            request.set_input_tensor(i, tensors[-1])
         self._shapes = {name: array.shape for name, array in feeds.items()}
-        request = self._compiled.create_infer_request()
-        tensors = [
-            ov.Tensor(np.ascontiguousarray(feeds[n]), shared_memory=True) for n in self.inputs
-        ]
-        for i, tensor in enumerate(tensors):
-            request.set_input_tensor(i, tensor)
-
-        def call(_alive: Any = tensors) -> None:
-            request.infer()
-
-        return call
+        return tensors
 
     def executed(self) -> list[ExecutedOp]:
         compiled = _compile(self._path, self._options, profile=True)
@@ -88,7 +100,7 @@ class OvSession:
         return [op for op in ops if op is not None]
 
     def close(self) -> None:
-        del self._request, self._compiled
+        del self._request, self._given, self._compiled
 
     def _zeros(self, port: Any) -> np.ndarray:
         free = self._options.batch or 1
@@ -96,7 +108,7 @@ class OvSession:
             n.get_length() if n.is_static else free if i == 0 else 1
             for i, n in enumerate(port.partial_shape)
         ]
-        return np.zeros(self._shapes.get(port.get_any_name(), shape), port.element_type.to_dtype())
+        return np.zeros(self._shapes.get(_name(port), shape), port.element_type.to_dtype())
 
 
 def _compile(path: str, options: SessionOptions, profile: bool) -> Any:
@@ -128,8 +140,8 @@ def _fix_batch(model: Any, batch: int) -> None:
         model.reshape(shapes)
 
 
-def _output_name(port: Any) -> str:
-    """The name in the file: of several aliases, the one that the result node keeps."""
+def _name(port: Any) -> str:
+    """The name in the file: of several aliases, the one that the node keeps."""
     name = str(port.node.get_friendly_name()).split("/sink_port_")[0]
     return name if name in port.get_names() else str(port.get_any_name())
 

@@ -38,8 +38,6 @@ def main(parent: int) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError):
         _answer(channel)
-    # Engines have been seen to hang or crash while they are torn down; there is nothing left to
-    # save.
     _leave()
 
 
@@ -59,39 +57,51 @@ def _end_with(parent: int) -> None:
 
 
 def _leave() -> None:
-    """End now. The working directory is the scratch folder that the parent made for this worker."""
+    """End at once, with every process that the engine has started.
+
+    An engine may hang or crash while it is torn down, and there is nothing left to save. The
+    working directory is the scratch folder that the parent made for this worker.
+    """
     shutil.rmtree(os.getcwd(), ignore_errors=True)
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(0)
 
 
 def _answer(channel: Channel) -> None:
-    session: Session | None = None
+    sessions: list[Session] = []
     while True:
         request, arrays = channel.receive()
-        what = request["what"]
-        if what == "close":
+        if request["what"] == "close":
             return
         faulthandler.dump_traceback_later(request["timeout_s"] + _GRACE_S, exit=True)
+        head, results = _served(sessions, request, arrays)
         try:
-            if what == "probe":
-                head, results = _probe(request)
-            elif what == "open":
-                session, head = _open(request)
-                results = {}
-            else:
-                assert session is not None, "the parent opens the session first"
-                head, results = _REQUESTS[what](session, request, arrays)
             channel.send({**head, "peak_kib": _peak_kib()}, results)
-        except RefusalError as error:
-            channel.send({"refused": error.kind, "words": str(error), "peak_kib": _peak_kib()}, {})
-        except (EOFError, BrokenPipeError):
-            raise
-        except Exception as error:  # whatever an engine raises is its answer
-            words = f"{type(error).__name__}: {error}"
-            channel.send({"refused": "error", "words": words, "peak_kib": _peak_kib()}, {})
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-            arrays.clear()
+        except TypeError as error:  # an output that cannot be sent
+            channel.send({**_refused("error", str(error)), "peak_kib": _peak_kib()}, {})
+        faulthandler.cancel_dump_traceback_later()
+        del arrays, results  # a batch must not stay while the next one arrives
+
+
+def _served(sessions: list[Session], request: dict[str, Any], arrays: Arrays) -> Reply:
+    """The answer to one request; the session that "open" makes is put into `sessions`."""
+    try:
+        if request["what"] == "probe":
+            return {"version": _runtime(request["runtime"]).version()}, {}
+        if request["what"] == "open":
+            session, head = _open(request)
+            sessions.append(session)
+            return head, {}
+        return _REQUESTS[request["what"]](sessions[0], request, arrays)
+    except RefusalError as error:
+        return _refused(error.kind, str(error)), {}
+    except Exception as error:  # whatever an engine raises is its answer
+        return _refused("error", f"{type(error).__name__}: {error}"), {}
+
+
+def _refused(kind: str, words: str) -> dict[str, Any]:
+    return {"refused": kind, "words": words}
 
 
 class RefusalError(Exception):
@@ -110,10 +120,6 @@ def _runtime(name: str) -> Runtime:
     if line := runtime.missing():
         raise RefusalError("missing", line)
     return runtime
-
-
-def _probe(request: dict[str, Any]) -> Reply:
-    return {"version": _runtime(request["runtime"]).version()}, {}
 
 
 def _open(request: dict[str, Any]) -> tuple[Session, dict[str, Any]]:

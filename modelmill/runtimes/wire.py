@@ -94,9 +94,12 @@ class Channel:
 
     def _write(self, data: memoryview, deadline: float | None) -> None:
         while data:
-            _wait(self._writable, deadline)
+            count = 0
             with contextlib.suppress(BlockingIOError):
-                data = data[os.write(self._write_fd, data) :]
+                count = os.write(self._write_fd, data)
+            if count == 0:
+                _wait(self._writable, deadline)
+            data = data[count:]
 
     def _read(self, size: int, deadline: float | None) -> bytes:
         buffer = bytearray(size)
@@ -105,12 +108,14 @@ class Channel:
 
     def _read_into(self, data: memoryview, deadline: float | None) -> None:
         while data:
-            _wait(self._readable, deadline)
+            count = -1
             with contextlib.suppress(BlockingIOError):
                 count = os.readv(self._read_fd, [data])
-                if count == 0:
-                    raise EOFError("the other side is gone")
-                data = data[count:]
+            if count == 0:
+                raise EOFError("the other side is gone")
+            if count < 0:
+                _wait(self._readable, deadline)
+            data = data[max(0, count) :]
 
 
 def _wait(poll: "select.poll", deadline: float | None) -> None:

@@ -51,9 +51,10 @@ def two_inputs():
         helper.make_node("Mul", ["b", "a"], ["product"], "mul"),
         helper.make_node("Add", ["a", "b"], ["sum"], "add"),
         helper.make_node("Identity", ["sum"], ["same"], "copy"),
+        helper.make_node("Identity", ["a"], ["through"], "through"),
     ]
-    shapes = {"a": ["n", 4], "b": ["n", 4]}
-    return graph(nodes, shapes, {"same": ["n", 4], "product": ["n", 4], "sum": ["n", 4]}, {})
+    names = ("same", "product", "sum", "through")
+    return graph(nodes, {"a": ["n", 4], "b": ["n", 4]}, {n: ["n", 4] for n in names}, {})
 
 
 def quantized():
@@ -116,13 +117,30 @@ def test_float_scores_are_those_of_the_reference(start):
 
 def test_names_are_kept_with_several_inputs_outputs_and_aliases(start):
     session = start(two_inputs())
-    assert session.inputs == ("a", "b") and session.outputs == ("same", "product", "sum")
+    assert session.inputs == ("a", "b") and session.outputs == ("same", "product", "sum", "through")
     a, b = np.arange(16, dtype=np.float32).reshape(2, 2, 4)
     found = session.run({"b": b, "a": a}, ["product", "same", "sum"])
     assert list(found) == ["product", "same", "sum"]
     np.testing.assert_array_equal(found["product"], a * b)
     np.testing.assert_array_equal(found["same"], a + b)
     np.testing.assert_array_equal(found["sum"], a + b)
+    np.testing.assert_array_equal(session.run({"b": b, "a": a}, ["through"])["through"], a)
+
+
+def test_an_empty_batch_gives_nothing_or_is_refused(start):
+    session = start(convolution())
+    session.run({"x": np.ones((2, 3, 8, 8), np.float32)})
+    try:
+        assert session.run({"x": np.zeros((0, 3, 8, 8), np.float32)})["y"].shape == (0, 8)
+    except EngineError as error:
+        assert "empty" in str(error)
+
+
+def test_an_input_in_another_memory_order(start):
+    session = start(convolution())
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32).transpose(0, 3, 1, 2)
+    strided = session.run({"x": x})["y"]
+    np.testing.assert_array_equal(strided, session.run({"x": np.ascontiguousarray(x)})["y"])
 
 
 def test_results_do_not_change_after_the_next_run(start):
@@ -186,10 +204,15 @@ def test_an_unknown_operator_is_refused_by_name(start):
         start(graph(nodes, {"x": [1]}, {"y": [1]}, {}))
 
 
-def test_a_batch_of_the_wrong_shape_is_refused_and_the_session_goes_on(start):
+def test_a_batch_of_another_shape_or_type_is_refused_and_the_session_goes_on(start):
     session = start(convolution())
-    with pytest.raises(EngineError):
-        session.run({"x": np.zeros((1, 4, 8, 8), np.float32)})
+    wrong = [np.zeros((1, 4, 8, 8), np.float32), np.zeros((3, 8, 8), np.float32)]
+    wrong += [np.zeros((1, 3, 8, 8), np.float64), np.zeros((1, 3, 8, 8), np.uint8)]
+    for x in wrong:
+        with pytest.raises(EngineError, match="could not run"):
+            session.run({"x": x})
+        with pytest.raises(EngineError, match="could not time"):
+            session.time({"x": x}, 0, 1)
     assert session.run({"x": np.zeros((1, 3, 8, 8), np.float32)})["y"].shape == (1, 8)
 
 

@@ -134,14 +134,14 @@ def test_an_engine_that_hangs_is_stopped(start, when):
 
 def test_a_time_out_stops_the_processes_that_the_engine_started(start, tmp_path):
     with pytest.raises(EngineTimeout):
-        start("child run", timeout_s=0.7).run(X)
+        start("child run", timeout_s=1.5).run(X)
     assert gone(int((tmp_path / "model.pid").read_text()))
 
 
 @pytest.mark.parametrize("when", ["open", "run"])
 def test_an_engine_that_eats_memory(start, when):
     with pytest.raises(EngineOutOfMemory, match="out of memory"):
-        start(f"eat {when}", memory_limit_mib=500).run(X)
+        start(f"eat {when}", memory_limit_mib=300).run(X)
 
 
 def test_a_batch_larger_than_the_limit(start):
@@ -245,14 +245,18 @@ def parent(tmp_path, words):
     )
 
 
-@pytest.mark.parametrize("words", ["echo", "sleep run"])
+@pytest.mark.parametrize("words", ["echo", "sleep run", "child run"])
 def test_the_worker_does_not_outlive_its_parent(tmp_path, words):
     with parent(tmp_path, words) as process:
         pid, scratch = process.stdout.readline().split()
         if words == "echo":
             process.stdout.readline()
+        helper = tmp_path / "m.pid"
+        while words == "child run" and not (helper.exists() and helper.read_text()):
+            time.sleep(0.01)
         process.kill()
     assert gone(pid) and not Path(scratch).exists()
+    assert words != "child run" or gone(helper.read_text())
 
 
 @pytest.mark.parametrize("words", ["echo", "sleep run"])
@@ -278,8 +282,8 @@ def test_peak_memory_grows_with_what_the_worker_holds(start):
     session = start("echo")
     before = session.peak_memory_mib()
     assert 10 < before < 200
-    session.run({"x": np.ones(100 * 2**20, np.uint8)})
-    assert 100 < session.peak_memory_mib() - before < 250
+    session.run({"x": np.ones(40 * 2**20, np.uint8)})
+    assert 40 < session.peak_memory_mib() - before < 100
 
 
 def test_start_up_imports_no_engine_and_no_torch():
