@@ -55,7 +55,9 @@ class Codes:
     @property
     def codes(self) -> Tensor:
         """The codes as the engine stores them, int32."""
-        return (self.centred + _along(self.encoding.zero_point, self.encoding, self.centred.dim())).int()
+        return (
+            self.centred + _along(self.encoding.zero_point, self.encoding, self.centred.dim())
+        ).int()
 
 
 class IntegerModule:
@@ -73,7 +75,9 @@ class IntegerModule:
         missing = unsupported(graph)
         if missing:
             node, op = missing[0]
-            raise ValueError(f"the executor has no operator {op} (node {node!r}); it cannot be simulated")
+            raise ValueError(
+                f"the executor has no operator {op} (node {node!r}); it cannot be simulated"
+            )
         self.plan, self.arithmetic = plan, arithmetic
         self.encodings = plan.encodings()
         self.nodes = ir.nodes(graph)
@@ -90,7 +94,9 @@ class IntegerModule:
                 if value is not None:
                     self.uses[value.name or ""] = self.uses.get(value.name or "", 0) + 1
 
-    def __call__(self, feeds: Mapping[str, np.ndarray | Tensor], visit: Visit | None = None) -> dict[str, Tensor]:
+    def __call__(
+        self, feeds: Mapping[str, np.ndarray | Tensor], visit: Visit | None = None
+    ) -> dict[str, Tensor]:
         """The outputs, float32. `visit(name, codes)` is called for every quantized value, int32 codes, in graph order."""
         found: dict[str, Tensor | Codes] = {}
         left = dict(self.uses)
@@ -111,7 +117,13 @@ class IntegerModule:
                             found.pop(name, None)
         return {name: _real(found[name]) for name in self.outputs}
 
-    def _store(self, found: dict[str, Tensor | Codes], name: str, result: Tensor | Codes, visit: Visit | None) -> None:
+    def _store(
+        self,
+        found: dict[str, Tensor | Codes],
+        name: str,
+        result: Tensor | Codes,
+        visit: Visit | None,
+    ) -> None:
         encoding = self.encodings.get(ir.Point(name))
         if encoding is not None and isinstance(result, Tensor):
             result = self._quantize(result, encoding)
@@ -125,7 +137,9 @@ class IntegerModule:
 
     # ------------------------------------------------------------ one node
 
-    def _run(self, node: ir.Node, found: dict[str, Tensor | Codes]) -> tuple[Tensor | Codes | None, ...]:
+    def _run(
+        self, node: ir.Node, found: dict[str, Tensor | Codes]
+    ) -> tuple[Tensor | Codes | None, ...]:
         kernel = self.kernels[id(node)]
         if kernel is not None:
             return (kernel(node, found),)
@@ -133,18 +147,31 @@ class IntegerModule:
         output = self.encodings.get(ir.Point(node.outputs[0].name or ""))
         if isinstance(first, Codes) and node.op_type == "Relu" and output == first.encoding:
             return (Codes(first.centred.clamp(min=0), first.encoding),)
-        if isinstance(first, Codes) and node.op_type in MOVEMENT and self._same(node, found, output):
+        if (
+            isinstance(first, Codes)
+            and node.op_type in MOVEMENT
+            and self._same(node, found, output)
+        ):
             results = self._call(node, found, centred=True)
             return tuple(Codes(r, first.encoding) if r is not None else None for r in results)
         return self._call(node, found, centred=False)
 
-    def _same(self, node: ir.Node, found: dict[str, Tensor | Codes], output: Encoding | None) -> bool:
+    def _same(
+        self, node: ir.Node, found: dict[str, Tensor | Codes], output: Encoding | None
+    ) -> bool:
         """Whether the codes go through a movement node unchanged: every quantized side has one encoding."""
-        sides = [self._input(node, i, found) for i in range(len(node.inputs) if node.op_type == "Concat" else 1)]
+        sides = [
+            self._input(node, i, found)
+            for i in range(len(node.inputs) if node.op_type == "Concat" else 1)
+        ]
         encodings = {s.encoding for s in sides if isinstance(s, Codes)}
-        return len(encodings) == 1 and all(isinstance(s, Codes) for s in sides) and output in encodings
+        return (
+            len(encodings) == 1 and all(isinstance(s, Codes) for s in sides) and output in encodings
+        )
 
-    def _call(self, node: ir.Node, found: dict[str, Tensor | Codes], centred: bool) -> tuple[Tensor | None, ...]:
+    def _call(
+        self, node: ir.Node, found: dict[str, Tensor | Codes], centred: bool
+    ) -> tuple[Tensor | None, ...]:
         call: Call = self.calls[id(node)]
         arguments = []
         for index, reader in enumerate(call.readers):
@@ -154,7 +181,9 @@ class IntegerModule:
         result = call.function(*arguments)
         return (result,) if isinstance(result, Tensor) else result
 
-    def _input(self, node: ir.Node, index: int, found: dict[str, Tensor | Codes]) -> Tensor | Codes | None:
+    def _input(
+        self, node: ir.Node, index: int, found: dict[str, Tensor | Codes]
+    ) -> Tensor | Codes | None:
         """Input `index` as the node reads it: quantized if the plan says so for this node or for the value."""
         if index >= len(node.inputs) or node.inputs[index] is None:
             return None
@@ -168,7 +197,9 @@ class IntegerModule:
                 array = self.arrays[name]
                 zero_point = encoding.zero_point
                 if encoding.spec.axis is not None:
-                    zero_point = zero_point.reshape([-1 if d == encoding.spec.axis else 1 for d in range(array.ndim)])
+                    zero_point = zero_point.reshape(
+                        [-1 if d == encoding.spec.axis else 1 for d in range(array.ndim)]
+                    )
                 centred = encoding.quantize(array).astype(np.int64) - zero_point
                 kind = torch.float64 if encoding.spec.bits > 16 else torch.float32
                 self.weights[key] = Codes(torch.as_tensor(centred).to(kind), encoding)
@@ -179,10 +210,14 @@ class IntegerModule:
 
     # ------------------------------------------------------------ kernels on codes
 
-    def _kernel(self, node: ir.Node) -> Callable[[ir.Node, dict[str, Tensor | Codes]], Tensor | Codes] | None:
+    def _kernel(
+        self, node: ir.Node
+    ) -> Callable[[ir.Node, dict[str, Tensor | Codes]], Tensor | Codes] | None:
         """The integer kernel of a node whose inputs are quantized, None where it is computed in float."""
         sides = [
-            self.plan.at(v.name or "", node.name or "", i) for i, v in enumerate(node.inputs[:2]) if v is not None
+            self.plan.at(v.name or "", node.name or "", i)
+            for i, v in enumerate(node.inputs[:2])
+            if v is not None
         ]
         if not sides or any(not isinstance(s, Encoding) for s in sides):
             return None
@@ -203,7 +238,11 @@ class IntegerModule:
         value = node.outputs[0]
         while ir.Point(value.name or "") not in self.encodings:
             uses = list(value.uses())
-            if len(uses) != 1 or uses[0].node.op_type not in ("Relu", "Clip") or value.is_graph_output():
+            if (
+                len(uses) != 1
+                or uses[0].node.op_type not in ("Relu", "Clip")
+                or value.is_graph_output()
+            ):
                 return None
             value = uses[0].node.outputs[0]
         return self.encodings[ir.Point(value.name or "")]
@@ -225,14 +264,21 @@ class IntegerModule:
         axis = -1 if node.op_type in ("Gemm", "MatMul") else 1
         scales = x.encoding.scale * w.encoding.scale
         output = self._output(node)
-        if output is not None and self.arithmetic.requantize == "multiply" and (bias is None or as_integers):
+        if (
+            output is not None
+            and self.arithmetic.requantize == "multiply"
+            and (bias is None or as_integers)
+        ):
             ratio = _channels(scales / output.scale, accumulator.dim(), axis)
             return Codes(_clamp(torch.round(accumulator.float() * ratio), output), output)
         real = accumulator.float() * _channels(scales, accumulator.dim(), axis)
         if isinstance(bias, Tensor):
             real = real + (bias if axis == -1 else bias.reshape(1, -1, *[1] * (real.dim() - 2)))
         if output is not None and self.arithmetic.requantize == "reciprocal":
-            return Codes(_clamp(torch.round(real * torch.reciprocal(_scale(output, real.dim()))), output), output)
+            return Codes(
+                _clamp(torch.round(real * torch.reciprocal(_scale(output, real.dim()))), output),
+                output,
+            )
         return real
 
     def _add(self, node: ir.Node, found: dict[str, Tensor | Codes]) -> Codes:
@@ -251,7 +297,10 @@ class IntegerModule:
         a, b = self._input(node, 0, found), self._input(node, 1, found)
         output = self._output(node)
         assert isinstance(a, Codes) and isinstance(b, Codes) and output is not None
-        ratio, z = float(a.encoding.scale * b.encoding.scale / output.scale), float(output.zero_point)
+        ratio, z = (
+            float(a.encoding.scale * b.encoding.scale / output.scale),
+            float(output.zero_point),
+        )
         return Codes(_clamp(torch.round(a.centred * b.centred * ratio + z) - z, output), output)
 
     def _average_pool(self, node: ir.Node, found: dict[str, Tensor | Codes]) -> Tensor | Codes:
@@ -259,7 +308,11 @@ class IntegerModule:
         output = self._output(node)
         attributes = ir.attributes(node)
         assert isinstance(x, Codes) and output is not None
-        if x.centred.dim() != 4 or attributes.get("auto_pad", "NOTSET") != "NOTSET" or attributes.get("ceil_mode", 0):
+        if (
+            x.centred.dim() != 4
+            or attributes.get("auto_pad", "NOTSET") != "NOTSET"
+            or attributes.get("ceil_mode", 0)
+        ):
             return self._call(node, found, centred=False)[0]  # type: ignore[return-value]
         total, count = _sequential_sum(x.real, attributes)
         z = float(output.zero_point)
@@ -280,7 +333,11 @@ def _sequential_sum(x_NCHW: Tensor, attributes: dict[str, object]) -> tuple[Tens
     count = x_NCHW.new_zeros((1, 1, rows, columns))
     for h in range(kernel_h):
         for w in range(kernel_w):
-            window = (..., slice(h, h + rows * stride_h, stride_h), slice(w, w + columns * stride_w, stride_w))
+            window = (
+                ...,
+                slice(h, h + rows * stride_h, stride_h),
+                slice(w, w + columns * stride_w, stride_w),
+            )
             total += padded[window]
             count += inside[window]
     if attributes.get("count_include_pad", 0):
@@ -294,7 +351,11 @@ def _reach(node: ir.Node, x: Encoding, w_centred: Tensor, offset: Tensor | None)
     if node.op_type == "Conv":
         sums = w_centred.abs().double().flatten(1).sum(1)
     else:  # an upper bound that needs no knowledge of the layout
-        sums = w_centred.abs().double().flatten(1).sum(1).max() if w_centred.dim() > 2 else _matrix_sums(node, w_centred)
+        sums = (
+            w_centred.abs().double().flatten(1).sum(1).max()
+            if w_centred.dim() > 2
+            else _matrix_sums(node, w_centred)
+        )
     reach = float(torch.as_tensor(sums).max()) * largest
     return reach + (float(offset.abs().max()) if offset is not None else 0.0)
 
@@ -330,7 +391,9 @@ def _clamp(centred: Tensor, encoding: Encoding) -> Tensor:
     if encoding.spec.axis is None:
         return centred.clamp_(float(low), float(high))
     rank = centred.dim()
-    return torch.minimum(torch.maximum(centred, _along(low, encoding, rank)), _along(high, encoding, rank))
+    return torch.minimum(
+        torch.maximum(centred, _along(low, encoding, rank)), _along(high, encoding, rank)
+    )
 
 
 def _real(held: Tensor | Codes | None) -> Tensor:

@@ -144,7 +144,45 @@ class Module(nn.Module):
                 it gets; the message names the node.
         """
         schedule = self._schedule(tuple(feeds), self._outputs if fetch is None else tuple(fetch))
+        found = self._execute(feeds, schedule)
+        return {name: found[key] for name, key in schedule.fetch}
+
+    def visit(
+        self,
+        feeds: Feeds,
+        names: Iterable[str],
+        look: Callable[[str, Tensor], Tensor | None],
+    ) -> None:
+        """Compute the named values and show each to `look(name, value)` as soon as it is there.
+
+        Values come in graph order, before fake quantization, and are kept no longer than the graph
+        needs them. A tensor that `look` gives back takes the value's place.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        names = tuple(names)
+        schedule = self._schedule(tuple(feeds), (), names)
+        self._execute(feeds, schedule, look, frozenset(names))
+
+    def _execute(
+        self,
+        feeds: Feeds,
+        schedule: Schedule,
+        look: Callable[[str, Tensor], Tensor | None] | None = None,
+        visited: frozenset[str] = frozenset(),
+    ) -> dict[Key, Any]:
+        """Run the steps; what is left at the end is what the schedule keeps."""
         found, device = self._start(feeds, schedule)
+
+        def show(keys: Iterable[Key]) -> None:
+            for key in keys:
+                if isinstance(key, str) and key in visited and look is not None:
+                    replaced = look(key, found[key])
+                    if replaced is not None:
+                        found[key] = replaced
+
+        show(tuple(feeds))
         for step, done in schedule.steps:
             arguments = list(step.template)
             for position, key in step.reads:
@@ -160,9 +198,10 @@ class Module(nn.Module):
             else:
                 found.update(zip(step.outputs, result, strict=False))
             del arguments, result
+            show(step.outputs)
             for key in done:
                 found.pop(key, None)
-        return {name: found[key] for name, key in schedule.fetch}
+        return found
 
     def _start(self, feeds: Feeds, schedule: Schedule) -> tuple[dict[Key, Any], torch.device]:
         """The values known before the first step, and the device of the rest."""
@@ -180,20 +219,24 @@ class Module(nn.Module):
 
     # ------------------------------------------------------------ schedule
 
-    def _schedule(self, feeds: tuple[str, ...], fetch: tuple[str, ...]) -> Schedule:
-        key = (feeds, fetch, torch.is_grad_enabled())
+    def _schedule(
+        self, feeds: tuple[str, ...], fetch: tuple[str, ...], visited: tuple[str, ...] = ()
+    ) -> Schedule:
+        key = (feeds, fetch, visited, torch.is_grad_enabled())
         if key not in self._schedules:
             if len(self._schedules) >= KEPT_SCHEDULES:
                 self._schedules.clear()
-            self._schedules[key] = self._plan_run(feeds, fetch)
+            self._schedules[key] = self._plan_run(feeds, fetch, visited)
         return self._schedules[key]
 
-    def _plan_run(self, feeds: tuple[str, ...], fetch: tuple[str, ...]) -> Schedule:
-        self._check_names(feeds, fetch)
+    def _plan_run(
+        self, feeds: tuple[str, ...], fetch: tuple[str, ...], visited: tuple[str, ...]
+    ) -> Schedule:
+        self._check_names(feeds, (*fetch, *visited))
         given = set(feeds)
         targets = tuple((name, self._key(Point(name))) for name in fetch)
         wanted = {key for _, key in targets}
-        needed = set(wanted)
+        needed: set[Key] = wanted.union(visited)
         chosen: list[Step] = []
         for step in reversed(self._steps):
             source = step.reads[0][1] if step.reads else None

@@ -41,15 +41,18 @@ from modelmill.ir.load import at_opset, from_bytes, load, save
 from modelmill.ir.plan import Plan, Point
 from modelmill.ir.qdq import code_values, from_qdq, to_qdq
 from modelmill.ir.torch_import import from_torch
+from modelmill.ir.statistics import NodeCost, Statistics, statistics
 
 __all__ = [
     "Array",
     "Graph",
     "ModelError",
     "Node",
+    "NodeCost",
     "Plan",
     "Point",
     "Shape",
+    "Statistics",
     "Value",
     "ValueInfo",
     "add_constant",
@@ -82,6 +85,7 @@ __all__ = [
     "set_constant",
     "shape",
     "static_shape",
+    "statistics",
     "to_bytes",
     "to_qdq",
     "used_once",

@@ -313,3 +313,26 @@ def _read_encoding(node: g.Node) -> Encoding:
         spec = QuantSpec(kind.itemsize * 8, signed, symmetric, axis)
     zeros = np.zeros(scale.shape, np.int32) if zero_point is None else zero_point.astype(np.int32)
     return Encoding(spec, scale, zeros)
+
+
+def code_values(graph: g.Graph) -> dict[str, str]:
+    """Of a QDQ graph: {value quantized as a whole: the value that holds its codes}, in graph order.
+
+    Names are those `from_qdq` gives: an output keeps its name, and a movement node on codes has the name of its real output.
+    """
+    found: dict[str, str] = {}
+    codes: dict[int, str] = {}
+    for node in g.nodes(graph):
+        first = node.inputs[0] if node.inputs else None
+        output = node.outputs[0]
+        if node.op_type == "QuantizeLinear":
+            assert first is not None
+            readers = [use.node.outputs[0] for use in output.uses() if use.node.op_type == "DequantizeLinear"]
+            shown = next((r.name for r in readers if r.is_graph_output()), None)
+            codes[id(output)] = shown or first.name or ""
+            if shown or len(list(first.uses())) == 1:
+                found[codes[id(output)]] = output.name or ""
+        elif node.op_type != "DequantizeLinear" and first is not None and id(first) in codes:
+            codes[id(output)] = output.name or ""
+            found[output.name or ""] = output.name or ""
+    return found

@@ -2,6 +2,7 @@
 
 from modelmill.passes.clean import clean
 from modelmill.passes.eliminate_identities import eliminate_identities
+from modelmill.passes.explicit_bias import explicit_bias
 from modelmill.passes.fold_batchnorm import fold_batchnorm
 from modelmill.passes.fold_constants import fold_constants
 from modelmill.passes.fuse_pad import fuse_pad
@@ -10,6 +11,7 @@ from modelmill.passes.gemm_from_matmul_add import gemm_from_matmul_add
 __all__ = [
     "clean",
     "eliminate_identities",
+    "explicit_bias",
     "fold_batchnorm",
     "fold_constants",
     "fuse_pad",

@@ -38,10 +38,9 @@ class BiasCorrection:
         made = ir.clone(graph)
         by_name = {n.name: n for n in ir.nodes(made)}
         for output, node in outputs.items():
-            bias = by_name[node.name].inputs[2]
-            array = ir.constant(bias)
-            assert bias is not None and array is not None
-            ir.set_constant(made, bias.name or "", (array + shifts[output]).astype(np.float32))
+            array = ir.constant(by_name[node.name].inputs[2])
+            assert array is not None
+            ir.set_constant(made, by_name[node.name], 2, (array + shifts[output]).astype(np.float32))
         return made, encode_biases(made, plan)
 
     def _measure(self, graph: ir.Graph, plan: Plan, batches: Batches, outputs: list[str]) -> dict[str, np.ndarray]:

@@ -43,9 +43,10 @@ class Equalize:
                 change = max(change, float(np.abs(scale - 1).max()))
             if change < self.converged:
                 break
-        touched = {v.name or "" for pair in pairs for n in pair for v in n.inputs[1:3] if v is not None}
-        for name in touched:
-            ir.replace_constant(made, name, weights[name].astype(np.float32))
+        for node in dict.fromkeys(node for pair in pairs for node in pair):
+            for index, value in list(enumerate(node.inputs))[1:3]:
+                if value is not None:
+                    ir.set_constant(made, node, index, weights[value.name or ""].astype(np.float32))
         return made, plan
 
 

@@ -53,5 +53,6 @@ PLUGIN = Target(
             source="NNCF, OverflowFix; oneDNN developer guide, 'Nuances of int8 computations'",
         ),
     ),
+    float_kernels=(("Convolution", "Conv"), ("FullyConnected", "Gemm"), ("MatMul", "MatMul")),
     source="docs.openvino.ai, low precision transformations and NNCF's CPU configuration; openvino 2026.4",
 )

@@ -52,5 +52,11 @@ PLUGIN = Target(
             source="onnxruntime.ai, quantize ONNX models, 'When and why do I need to try U8U8?' and reduce_range",
         ),
     ),
+    float_kernels=(
+        ("Conv", "Conv"),
+        ("FusedConv", "Conv"),
+        *((op, op) for op in ("Gemm", "MatMul", "Add", "Mul", "AveragePool", "GlobalAveragePool")),
+        *((op, op) for op in ("LeakyRelu", "Concat", *CODES)),
+    ),
     source="onnxruntime.ai/docs/performance/model-optimizations/quantization.html; onnxruntime 1.32",
 )

@@ -71,6 +71,8 @@ class Target:
     fused: chains of op types that the engine runs as one kernel; only their last value is a tensor of the deployment.
     on_codes: movement ops that are written between Q and DQ, on codes.
     guards: see IsaGuard.
+    float_kernels: (kernel type as the engine names it, ONNX op): a kernel of this type that ran in float means that the op
+        was not run on integers; what is not listed here computes float by design, such as quantization itself.
     source: where the claims come from; rules may add their own.
     """
 
@@ -82,6 +84,7 @@ class Target:
     arithmetic: Arithmetic
     on_codes: tuple[str, ...] = ()
     guards: tuple[IsaGuard, ...] = ()
+    float_kernels: tuple[tuple[str, str], ...] = ()
     source: str = ""
 
     def __post_init__(self) -> None:

@@ -1,0 +1,218 @@
+"""One deployment: the artifact on the real engine, scored, timed, and compared with its simulation.
+
+Every engine session is a worker process of its own, so whatever goes wrong in one is a `DeploymentError` here and costs this
+deployment only.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelmill import ir, tasks
+from modelmill.executor.integer import IntegerModule
+from modelmill.latency import Effort, Latency, compare, measure
+from modelmill.line.agreement import Agreement, exposed
+from modelmill.line.report import AgreementReport, Deployment, LatencyReport, ScoreReport, SpeedupReport
+from modelmill.line.show import Show
+from modelmill.line.source import Source
+from modelmill.line.store import Json, Store
+from modelmill.records.machine import this_machine
+from modelmill.runtimes import ExecutedOp, RemoteSession, SessionOptions, open_session
+from modelmill.targets import Planned, Target
+from modelmill.tasks import Dataset, Score
+
+SCORING_BATCH = 100
+AGREEMENT_BATCH = 50
+FLOAT_ARTIFACT = "artifacts/float.onnx"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one deployment may use. threads: of the scoring session; latency is always measured with one."""
+
+    threads: int
+    timeout_s: float
+    simulate: int  # images that the simulation runs on
+    effort: Effort = Effort()
+
+
+def score(
+    source: Source, runtime: str, path: Path, dataset: Dataset, limits: Limits, show: Show, label: str
+) -> tuple[Score, float]:
+    """Score a model file on an engine; the score and the worker's peak memory in MiB."""
+    batch = source.scoring_batch(min(SCORING_BATCH, len(dataset)))
+    options = SessionOptions(threads=limits.threads, timeout_s=limits.timeout_s, batch=batch)
+    with open_session(runtime, path, options) as session, show.step(label, len(dataset)) as advance:
+        result = tasks.evaluate(source.task, session.run, dataset, source.card, batch, source.input_name, advance)
+        return result, session.peak_memory_mib()
+
+
+def simulate_and_compare(
+    source: Source, target: Target, artifact: Path, dataset: Dataset, limits: Limits, show: Show
+) -> tuple[Score, Agreement]:
+    """Simulate the artifact on the first images and compare every quantized tensor with the engine's."""
+    graph = ir.load(artifact)
+    module = IntegerModule(*ir.from_qdq(graph), target.arithmetic)
+    opened, codes = exposed(graph)
+    path = artifact.with_name(f".{artifact.stem}.exposed.onnx")
+    ir.save(opened, path)
+    subset = dataset.subset(range(min(limits.simulate, len(dataset))))
+    batch = source.scoring_batch(min(AGREEMENT_BATCH, len(subset)))
+    options = SessionOptions(threads=limits.threads, timeout_s=limits.timeout_s, batch=batch)
+    try:
+        with open_session(target.runtime, path, options) as session:
+            agreement = Agreement(module, session, codes)
+            with show.step(f"simulate {target.name}", len(subset)) as advance:
+                simulated = tasks.evaluate(
+                    source.task, agreement.run, subset, source.card, batch, source.input_name, advance
+                )
+    finally:
+        path.unlink(missing_ok=True)
+    return simulated, agreement
+
+
+def time_against_float(
+    source: Source, runtime: str, float_path: Path, path: Path, feeds: Mapping[str, np.ndarray], limits: Limits
+) -> tuple[Latency, Latency, RemoteFacts]:
+    """Latency of both files on one engine, one thread, in turns; and what the quantized one ran."""
+    batch = source.scoring_batch(1)
+    options = SessionOptions(threads=1, timeout_s=limits.timeout_s, batch=batch)
+    with open_session(runtime, float_path, options) as reference, open_session(runtime, path, options) as candidate:
+        found = measure({"float": reference, "quantized": candidate}, dict(feeds), limits.effort)
+        facts = RemoteFacts(candidate.version, candidate.peak_memory_mib(), tuple(candidate.executed()))
+    return found["float"], found["quantized"], facts
+
+
+@dataclass(frozen=True)
+class RemoteFacts:
+    """What a session told about itself: engine version, peak memory of its worker, kernels run."""
+
+    version: str
+    peak_memory_mib: float
+    executed: tuple[ExecutedOp, ...]
+
+
+def fallbacks(target: Target, planned: Planned, executed: tuple[ExecutedOp, ...]) -> tuple[str, ...]:
+    """Ops that the plan wanted on integers and the engine ran in float, as `engine name (op)`.
+
+    Engines rename and fuse nodes, so the count of float kernels of a kind is compared with how many the plan left in float.
+    """
+    kinds = dict(target.float_kernels)
+    allowed = Counter(v.op for v in planned.verdicts if v.runs == "float")
+    found = []
+    for op in executed:
+        onnx_op = kinds.get(op.op)
+        if onnx_op is None or op.kind != "float":
+            continue
+        if allowed[onnx_op] > 0:
+            allowed[onnx_op] -= 1
+        else:
+            found.append(f"{op.name} ({op.op})")
+    return tuple(found)
+
+
+def score_report(deployed: Score, simulated: Score, source: Source) -> ScoreReport:
+    """Both numbers, and the deployed one on the images that were simulated."""
+    first = simulated.n
+    same = source.task.score(deployed.predictions[:first], deployed.truths[:first], source.card)
+    return ScoreReport(
+        deployed.value, simulated.value, deployed.n, first, same[deployed.metric], dict(deployed.metrics)
+    )
+
+
+def agreement_report(agreement: Agreement) -> AgreementReport:
+    """The totals."""
+    return AgreementReport(
+        agreement.elements,
+        agreement.mismatched,
+        agreement.max_codes,
+        agreement.first_divergence,
+        agreement.images,
+    )
+
+
+def latency_report(latency: Latency) -> LatencyReport:
+    """Quantiles in ms, rounded to 0.1 us."""
+    quantiles = [round(v, 4) for v in (latency.p50_ms, latency.p90_ms, latency.p99_ms)]
+    return LatencyReport(
+        *quantiles, latency.n, latency.threads, latency.batch, round(latency.noise, 4)
+    )
+
+
+def speedup_report(reference: Latency, candidate: Latency, seed: int) -> SpeedupReport:
+    """Ratio of medians, its interval and the verdict."""
+    found = compare(reference, candidate, seed)
+    return SpeedupReport(round(found.ratio, 4), round(found.low, 4), round(found.high, 4), found.verdict)
+
+
+def tensor_rows(agreement: Agreement) -> list[dict[str, Any]]:
+    """Per-tensor counts as JSON rows, in graph order."""
+    return [vars(t).copy() for t in agreement.tensors.values()]
+
+
+def deployment(
+    source: Source,
+    evaluation: Dataset,
+    target: Target,
+    planned: Planned,
+    store: Store,
+    path: Path,
+    limits: Limits,
+    seed: int,
+    show: Show,
+) -> tuple[Json, dict[str, bytes]]:
+    """Everything about one artifact on one engine: the Deployment as JSON, and its details file.
+
+    Raises:
+        DeploymentError: the engine refused, crashed, hung or ran out of memory.
+    """
+    start = time.perf_counter()
+    deployed, peak = score(source, target.runtime, path, evaluation, limits, show, f"score on {target.name}")
+    simulated, agreement = simulate_and_compare(source, target, path, evaluation, limits, show)
+    evaluated = time.perf_counter() - start
+    feeds = _one_batch(source, evaluation)
+    with show.step(f"time {target.name}"):
+        float_path = store.path(FLOAT_ARTIFACT)
+        reference, candidate, facts = time_against_float(source, target.runtime, float_path, path, feeds, limits)
+    details = {
+        "target": target.name,
+        "tensors": tensor_rows(agreement),
+        "output_difference": agreement.output_difference,
+        "latency_samples_ms": {"quantized": candidate.samples_ms, "float": reference.samples_ms},
+        "warmup": {"quantized": candidate.warmup, "float": reference.warmup},
+        "executed": [asdict(op) for op in facts.executed],
+        "cpu": {"name": this_machine().cpu, "flags": this_machine().flags},
+    }
+    result = Deployment(
+        target=target.name,
+        runtime=target.runtime,
+        version=facts.version,
+        precision="",
+        artifact="",
+        bytes=path.stat().st_size,
+        score=score_report(deployed, simulated, source),
+        agreement=agreement_report(agreement),
+        latency_ms=latency_report(candidate),
+        float_latency_ms=latency_report(reference),
+        speedup=speedup_report(reference, candidate, seed),
+        peak_memory_mib=round(max(peak, facts.peak_memory_mib), 1),
+        fallback_ops=fallbacks(target, planned, facts.executed),
+        seconds={"evaluate": round(evaluated, 3)},
+    )
+    file = f"details/{target.name}.json"
+    return asdict(result), {file: json.dumps(details).encode()}
+
+
+def _one_batch(source: Source, dataset: Dataset) -> dict[str, np.ndarray]:
+    """The first image, as often as the model's batch wants it."""
+    batch = source.scoring_batch(1)
+    x = tasks.prepare(source.card)(dataset.sample(0).image)
+    return {source.input_name: np.repeat(x[None], batch, axis=0)}

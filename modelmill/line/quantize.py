@@ -1,0 +1,191 @@
+"""From a clean float graph and calibration batches to a quantized graph per target.
+
+The recipe is the order of the systems that won on the data in docs/LOG.md: equalise, observe once for all targets, choose
+ranges, correct biases. What each step changed is logged as the SQNR (dB) of every quantized value.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from modelmill import executor, ir, passes, plugins, targets
+from modelmill.executor.integer import IntegerModule
+from modelmill.ir import Plan
+from modelmill.line.show import Show, Silent
+from modelmill.quant.bias_correction import BiasCorrection
+from modelmill.quant.calibrate import Calibrate, activation_names, encode
+from modelmill.quant.equalize import Equalize
+from modelmill.quant.observe import Batches, observe
+from modelmill.records.machine import this_machine
+from modelmill.targets import Planned, Target
+
+SQNR_CEILING = 200.0  # dB reported where nothing was lost at all
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which steps run, each with its options; None leaves a step out."""
+
+    equalize: Equalize | None = None
+    calibrate: Calibrate = Calibrate()
+    bias_correction: BiasCorrection | None = BiasCorrection()
+
+
+DEFAULT = Recipe()
+WHY_DEFAULT = "best mean deployed score over the models of docs/LOG.md"
+
+
+@dataclass(frozen=True)
+class LayerQuality:
+    """How well one quantized value follows the float model: signal to quantization noise, in dB."""
+
+    value: str
+    node: str
+    op: str
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A graph and its plan, ready for one target.
+
+    graph: float graph with the weights of the recipe. plan: an encoding at every point. planned: verdicts and notes.
+    quality: per quantized value, in graph order. seconds: what calibration and quantization took.
+    """
+
+    graph: ir.Graph
+    plan: Plan
+    target: Target
+    planned: Planned
+    quality: tuple[LayerQuality, ...]
+    seconds: float
+
+    def to_qdq(self) -> ir.Graph:
+        """The artifact: QDQ nodes as the target wants them."""
+        return ir.to_qdq(self.graph, self.plan, self.target.on_codes)
+
+    def simulate(self) -> IntegerModule:
+        """The executor in the target's integer arithmetic."""
+        return IntegerModule(self.graph, self.plan, self.target.arithmetic)
+
+
+def load_target(name: str) -> Target:
+    """The target of that name or file.
+
+    Raises:
+        ValueError: no such target, or the file's PLUGIN is something else.
+    """
+    found = plugins.load("modelmill.targets", name)
+    if not isinstance(found, Target):
+        raise ValueError(f"the PLUGIN of {name} is a {type(found).__name__}, not a Target")
+    return found
+
+
+def quantize(
+    model: ir.Graph | str,
+    batches: Batches,
+    target: str = "ort_cpu",
+    precision: str = "w8a8",
+    recipe: Recipe = DEFAULT,
+    flags: Sequence[str] | None = None,
+) -> Quantized:
+    """Quantize one model for one target, in memory.
+
+    Args:
+        model: a graph, or the path of an ONNX file.
+        batches: re-iterable of {input name: float32 array}; also read for bias correction.
+        target: name of a target, or path of a file with one.
+        precision: wXaY.
+        recipe: the steps.
+        flags: CPU flags of the machine that will run it, as in /proc/cpuinfo; None: this machine.
+
+    Raises:
+        ValueError: anything wrong with the model, the data or the target; the text says what to do.
+    """
+    graph = ir.load(model) if isinstance(model, str) else model
+    graph = prepare_graph(graph)
+    chosen = load_target(target)
+    planned = {chosen.name: plan_target(graph, chosen, precision, flags)}
+    return quantize_all(graph, {chosen.name: chosen}, planned, precision, batches, recipe)[chosen.name]
+
+
+def prepare_graph(graph: ir.Graph) -> ir.Graph:
+    """Clean: fold batch norms and constants, drop identities; every layer gets an explicit bias."""
+    return passes.explicit_bias(passes.clean(graph))
+
+
+def plan_target(graph: ir.Graph, target: Target, precision: str, flags: Sequence[str] | None) -> Planned:
+    """The target's plan on a machine with these CPU flags (None: this machine)."""
+    machine = this_machine()
+    here = machine.flags if flags is None else flags
+    return targets.plan(graph, target, precision, machine.arch, frozenset(here))
+
+
+def quantize_all(
+    graph: ir.Graph,
+    chosen: Mapping[str, Target],
+    planned: Mapping[str, Planned],
+    precision: str,
+    batches: Batches,
+    recipe: Recipe = DEFAULT,
+    show: Show = Silent(),
+) -> dict[str, Quantized]:
+    """Quantize a clean graph for several targets; calibration data runs through the float model once."""
+    start = time.perf_counter()
+    for name, plan in planned.items():
+        if not plan.plan:
+            raise ValueError(f"target {name} quantizes nothing in this model; see 'modelmill check MODEL -t {name}'")
+    if recipe.equalize is not None:
+        graph, _ = recipe.equalize(graph, Plan(), batches)
+    names = sorted({n for p in planned.values() for n in activation_names(graph, p.plan)})
+    with show.step("calibrate") as advance:
+        statistics = observe(graph, names, batches, advance)
+    shared = time.perf_counter() - start
+    results = {}
+    for name, target in chosen.items():
+        start = time.perf_counter()
+        with show.step(f"quantize for {name}"):
+            plan = encode(graph, planned[name].plan, statistics, recipe.calibrate)
+            corrected = graph
+            if recipe.bias_correction is not None:
+                corrected, plan = recipe.bias_correction(graph, plan, batches)
+            targets.check(corrected, target, precision, plan)
+            seconds = shared + time.perf_counter() - start
+            quality = layer_quality(graph, corrected, plan, target, next(iter(batches)))
+        results[name] = Quantized(corrected, plan, target, planned[name], quality, seconds)
+    return results
+
+
+def layer_quality(
+    reference: ir.Graph, graph: ir.Graph, plan: Plan, target: Target, feeds: Mapping[str, np.ndarray]
+) -> tuple[LayerQuality, ...]:
+    """SQNR of every quantized value on one batch: 10 log10(sum x^2 / sum (x - x_q)^2), x of the float model."""
+    encodings = plan.encodings()
+    producers = {o.name: n for n in ir.nodes(graph) for o in n.outputs}
+    noise: dict[str, torch.Tensor] = {}
+    real: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, codes: torch.Tensor) -> None:
+        encoding = encodings[ir.Point(name)]
+        real[name] = (codes - float(encoding.zero_point)) * float(encoding.scale)
+
+    IntegerModule(graph, plan, target.arithmetic)(feeds, keep)
+
+    def compare(name: str, x: torch.Tensor) -> None:
+        error = (x - real.pop(name)).double().square().sum()
+        noise[name] = x.double().square().sum() / error
+
+    with torch.inference_mode():
+        executor.Module(reference).visit(feeds, list(real), compare)
+    found = []
+    for name, ratio in noise.items():
+        db = min(float(10 * torch.log10(ratio)), SQNR_CEILING) if ratio > 0 else 0.0
+        node = producers.get(name)
+        op = node.op_type if node is not None else "input"
+        found.append(LayerQuality(name, (node.name or "") if node is not None else name, op, round(db, 2)))
+    return tuple(found)

@@ -1,0 +1,127 @@
+"""What a build starts from: the model, its card, its task, and the images to calibrate on and to score with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelmill import executor, ir, plugins, tasks
+from modelmill.tasks import Card, CardError, Dataset, Task
+
+DataSource = str | Path | Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model with everything that tells how to feed, read and score it."""
+
+    name: str
+    graph: ir.Graph
+    card: Card
+    task: Task
+    input_name: str
+    batch: int | None  # None: any batch
+
+    def scoring_batch(self, wanted: int) -> int:
+        """The batch to score with: `wanted`, or the model's own if it is fixed."""
+        return wanted if self.batch is None else self.batch
+
+
+@dataclass(frozen=True)
+class Images:
+    """calibration and evaluation never share an image unless the user gave both; note says where they come from."""
+
+    calibration: Dataset
+    evaluation: Dataset
+    note: str
+
+
+def load_source(model: str | Path | ir.Graph, card: str | Path | Card | None) -> Source:
+    """Load a model and its card and check one against the other.
+
+    Raises:
+        ValueError: no such model, an unknown operator, no card, or a card that contradicts the graph.
+    """
+    loaded = read_card(model, card)
+    graph = read_graph(model, loaded)
+    missing = executor.unsupported(graph)
+    if missing:
+        listed = ", ".join(f"{op} (node {node!r})" for node, op in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise ir.ModelError(
+            f"the executor has no operator {listed}{more}; rewrite it at export, or add it: one function in "
+            "modelmill/executor, see CONTRIBUTING.md"
+        )
+    inputs = ir.inputs(graph)
+    if len(inputs) != 1:
+        raise ir.ModelError(
+            f"the model has {len(inputs)} inputs ({', '.join(inputs)}), a card describes one picture input"
+        )
+    name, info = next(iter(inputs.items()))
+    tasks.check_card(loaded, info.shape, {n: o.shape for n, o in ir.outputs(graph).items()})
+    batch = info.shape[0] if isinstance(info.shape[0], int) else None
+    title = Path(model).stem if isinstance(model, str | Path) else graph.graph.name or "model"
+    return Source(title.partition("@")[0], graph, loaded, plugins.load("modelmill.tasks", loaded.task), name, batch)
+
+
+def read_card(model: str | Path | ir.Graph, card: str | Path | Card | None) -> Card:
+    """The card given, or the one beside the model."""
+    if isinstance(card, Card):
+        return card
+    if card is not None:
+        return tasks.load_card(card)
+    if isinstance(model, ir.Graph):
+        raise CardError("a graph needs a card; give card=")
+    path = tasks.default_card_path(model)
+    if not path.is_file():
+        raise CardError(
+            f"no card: {path} does not exist. A card tells how the model is fed and read (size, colour, resize, mean, "
+            "std, decoder); write one, see docs/card.md, or give --card"
+        )
+    return tasks.load_card(path)
+
+
+def read_graph(model: str | Path | ir.Graph, card: Card) -> ir.Graph:
+    """The model as a graph: an ONNX file, an exported program, or a PyTorch factory fed as the card says."""
+    if isinstance(model, ir.Graph):
+        return model
+    text = str(model)
+    if text.endswith(".pt2") or (":" in text and not Path(text).exists()):
+        return ir.from_torch(text, card.input.shape(1))
+    return ir.load(text)
+
+
+def load_images(
+    source: Source,
+    data: DataSource,
+    calib: DataSource | None,
+    calibrate: int,
+    limit: int | None,
+    seed: int,
+    transform: Callable[[Any], Any] | None = None,
+) -> Images:
+    """Open the images; without `calib` the calibration images are taken out of `data` and not scored.
+
+    Raises:
+        ValueError: empty, unreadable or unlabelled data, or not enough of it.
+    """
+    evaluation = tasks.open_data(data, source.card, transform)
+    if calib is not None:
+        pool = tasks.open_data(calib, source.card, transform)
+        if len(pool) > calibrate:
+            pool, _ = tasks.split(pool, calibrate, seed)
+        note = f"calibrated on {len(pool)} images of {pool.where}"
+    else:
+        count = min(calibrate, len(evaluation) // 2)
+        pool, evaluation = tasks.split(evaluation, count, seed)
+        note = (
+            f"no calibration data was given: {count} images of {evaluation.where} were used to calibrate and are "
+            f"excluded from the score"
+        )
+    if limit is not None and limit < len(evaluation):
+        kept, _ = tasks.split(evaluation, limit, seed)
+        evaluation = kept
+        note += f"; scored on {limit} images drawn with seed {seed} (--limit)"
+    return Images(pool, evaluation, note)
