@@ -247,6 +247,7 @@ def from_qdq(graph: g.Graph) -> tuple[g.Graph, Plan]:
     points: dict[Point, QuantSpec | Encoding] = {}
     # codes -> the real value they encode, whether all its consumers read the codes, and the encoding
     sources: dict[int, tuple[g.Value, bool, Encoding]] = {}
+    movement = _movement_on_codes(made)
     for node in g.nodes(made):
         first = node.inputs[0] if node.inputs else None
         if node.op_type == "QuantizeLinear":
@@ -265,9 +266,11 @@ def from_qdq(graph: g.Graph) -> tuple[g.Graph, Plan]:
             else:
                 raise ValueError(f"{node.name!r} dequantizes {first.name!r}, which is neither quantized nor constant")
             points |= _bypass(made, node, real, encoding, whole)
-        elif id(first) in sources:  # a movement node on codes
-            real, _, encoding = sources[id(first)]
+        elif node.name in movement:
+            real, whole, encoding = sources[id(first)]
             node.replace_input_with(0, real)
+            read = Point(real.name or "") if whole else Point(real.name or "", node.name or "", 0)
+            points[read] = encoding
             if node.op_type == "Pad" and len(node.inputs) > 2:
                 node.replace_input_with(2, None)
             node.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
@@ -275,6 +278,20 @@ def from_qdq(graph: g.Graph) -> tuple[g.Graph, Plan]:
             points[Point(node.outputs[0].name or "")] = encoding
     g.prune(made)
     return made, Plan(points)
+
+
+def _movement_on_codes(graph: g.Graph) -> set[str]:
+    """Names of the nodes that work on codes between a Q and a DQ."""
+    codes: set[int] = set()
+    found: set[str] = set()
+    for node in g.nodes(graph):
+        on_codes = bool(node.inputs) and id(node.inputs[0]) in codes
+        if node.op_type == "QuantizeLinear":
+            codes.add(id(node.outputs[0]))
+        elif on_codes and node.op_type != "DequantizeLinear":
+            codes.add(id(node.outputs[0]))
+            found.add(node.name or "")
+    return found
 
 
 def _bypass(
@@ -321,7 +338,7 @@ def code_values(graph: g.Graph) -> dict[str, str]:
     Names are those `from_qdq` gives: an output keeps its name, and a movement node on codes has the name of its real output.
     """
     found: dict[str, str] = {}
-    codes: dict[int, str] = {}
+    movement = _movement_on_codes(graph)
     for node in g.nodes(graph):
         first = node.inputs[0] if node.inputs else None
         output = node.outputs[0]
@@ -329,10 +346,8 @@ def code_values(graph: g.Graph) -> dict[str, str]:
             assert first is not None
             readers = [use.node.outputs[0] for use in output.uses() if use.node.op_type == "DequantizeLinear"]
             shown = next((r.name for r in readers if r.is_graph_output()), None)
-            codes[id(output)] = shown or first.name or ""
             if shown or len(list(first.uses())) == 1:
-                found[codes[id(output)]] = output.name or ""
-        elif node.op_type != "DequantizeLinear" and first is not None and id(first) in codes:
-            codes[id(output)] = output.name or ""
+                found[shown or first.name or ""] = output.name or ""
+        elif node.name in movement:
             found[output.name or ""] = output.name or ""
     return found

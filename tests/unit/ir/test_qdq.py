@@ -104,6 +104,16 @@ def test_movement_on_codes_changes_no_number(graph):
     assert [n.op_type for n in ir.nodes(apart)].count("QuantizeLinear") == 5
 
 
+def test_a_value_that_only_movement_reads_keeps_its_point(graph):
+    same = choose_encoding(ACTIVATION, 0.0, 9.0)
+    cut = ir.clone(graph)
+    ir.nodes(cut)[-1].replace_input_with(0, ir.value(cut, "p"))  # y = p + p: only Slice reads r
+    plan = Plan({Point(name): same for name in "rsp"})
+    written = ir.to_qdq(cut, plan, ("Slice", "Pad"))
+    assert dict(ir.from_qdq(written)[1]) == dict(plan)
+    assert list(ir.code_values(written)) == ["r", "s", "p"]
+
+
 def test_a_point_of_one_node_leaves_the_others_float(graph):
     plan = Plan({Point("r", "add", 0): choose_encoding(ACTIVATION, 0.0, 9.0)})
     written = ir.to_qdq(graph, plan)
