@@ -132,8 +132,13 @@ def ConvTranspose(
     if output_shape is not None or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         wanted = output_shape or [n * s for n, s in zip(X.shape[2:], window.strides, strict=True)]
         total = [f - w for f, w in zip(full, wanted[-rank:], strict=True)]
-        less, more = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
-        begins, ends = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+        less = tuple(
+            max(t, 0) // 2 for t in total
+        )  # where more is asked for, it is added at the end
+        more = tuple(t - n for t, n in zip(total, less, strict=True))
+        swap = [auto_pad != "SAME_UPPER" and t > 0 for t in total]
+        begins = tuple(m if s else n for n, m, s in zip(less, more, swap, strict=True))
+        ends = tuple(n if s else m for n, m, s in zip(less, more, swap, strict=True))
     run = CONV_TRANSPOSE[rank]
     if begins == ends and min(begins) >= 0:
         return run(X, W, B, window.strides, begins, extra, group, window.dilations)
@@ -166,7 +171,7 @@ def _overhang(size: Ints, window: Window, ceil_mode: int) -> Ints:
 def _by_torch(window: Window) -> bool:
     """Whether torch's pooling takes this padding: both sides the same, at most half a window."""
     return window.symmetric and all(
-        2 * b <= e for b, e in zip(window.begins, window.extent, strict=True)
+        2 * b <= k for b, k in zip(window.begins, window.kernel, strict=True)
     )
 
 
@@ -295,11 +300,14 @@ def BatchNormalization(
 ) -> Tensor:
     if training_mode:
         raise ValueError("BatchNormalization in training mode; export the model for inference")
-    return functional.batch_norm(X, input_mean, input_var, scale, B, False, 0.0, epsilon)
+    mean, variance = input_mean.detach(), input_var.detach()  # torch has no gradient for them
+    return functional.batch_norm(X, mean, variance, scale, B, False, 0.0, epsilon)
 
 
-def InstanceNormalization(X: Tensor, scale: Tensor, B: Tensor, *, epsilon: float = 1e-5) -> Tensor:
-    return functional.group_norm(X, X.shape[1], scale, B, epsilon)
+def InstanceNormalization(
+    input: Tensor, scale: Tensor, B: Tensor, *, epsilon: float = 1e-5
+) -> Tensor:
+    return functional.group_norm(input, input.shape[1], scale, B, epsilon)
 
 
 def GroupNormalization(

@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 from modelmill.executor.bind import Floats, Ints
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def _axes(
         ratios = list(scales)
         resized = [
             # in float32, as shape inference and the engines do: 10 * 0.7 is 7, not 6.9999999
-            math.floor(np.float32(shape[axis]) * np.float32(end - start) * np.float32(ratio))
-            for axis, ratio, (start, end) in zip(chosen, ratios, windows, strict=True)
+            math.floor(np.float32(shape[axis]) * np.float32(ratio))
+            for axis, ratio in zip(chosen, ratios, strict=True)
         ]
     elif sizes:
         resized, ratios = (
@@ -204,8 +205,10 @@ def _taps(plan: Axis, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
 
 def _original(plan: Axis, rule: Rule) -> Array:
     """Coordinate in the original axis of every element of the resized one, by the standard."""
-    x = np.arange(plan.resized, dtype=np.float64)
-    size, scale, width = plan.size, plan.scale, plan.size * plan.scale
+    # in float32 as the engines, whose rounding decides between two nearest elements
+    x = np.arange(plan.resized, dtype=np.float32)
+    size, scale = np.float32(plan.size), np.float32(plan.scale)
+    width = size * scale
     match rule.coordinates:
         case "half_pixel":
             return (x + 0.5) / scale - 0.5
@@ -221,7 +224,7 @@ def _original(plan: Axis, rule: Rule) -> Array:
         case "asymmetric":
             return x / scale
         case "tf_crop_and_resize":
-            start, end = plan.roi
+            start, end = np.float32(plan.roi[0]), np.float32(plan.roi[1])
             if plan.resized > 1:
                 return start * (size - 1) + x * (end - start) * (size - 1) / (plan.resized - 1)
             return np.full_like(x, 0.5 * (start + end) * (size - 1))
@@ -257,7 +260,7 @@ def _kernel(x: Array, scale: float, rule: Rule) -> tuple[Array, Array]:
 
 
 def _hat(d: Array) -> Array:
-    return np.maximum(1 - d, 0)
+    return (1 - d).clip(min=0)
 
 
 def _cubic(d: Array, a: float) -> Array:

@@ -27,6 +27,8 @@ ELEMENT_TYPES = {
     16: torch.bfloat16,
 }
 
+GREATEST = (2**31 - 1, 2**63 - 1)
+
 
 def element_type(code: int) -> torch.dtype:
     """The torch type of an ONNX element type number.
@@ -71,9 +73,13 @@ def Size(data: Tensor) -> Tensor:
     return torch.tensor(data.numel(), dtype=torch.int64)
 
 
-def Range(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
+def Range(start: Tensor, limit: Tensor, delta: Tensor, *, stash_type: int = 1) -> Tensor:
+    """16-bit floats are computed in float32, whatever `stash_type`."""
+    kind = start.dtype
+    if kind in (torch.float16, torch.bfloat16):
+        start, delta = start.float(), delta.float()
     count = max(math.ceil((limit.item() - start.item()) / delta.item()), 0)
-    return start + torch.arange(count, device=start.device).to(start.dtype) * delta
+    return (start + torch.arange(count, device=start.device) * delta).to(kind)
 
 
 # ---------------------------------------------------------------- element types
@@ -245,16 +251,25 @@ def Slice(
     steps: Ints | None = None,
 ) -> Tensor:
     window: list[slice] = [slice(None)] * data.dim()
-    turned = []
+    turned: list[int] = []
     for i, axis in enumerate(range(len(starts)) if axes is None else axes):
         step = 1 if steps is None else steps[i]
-        span = range(*slice(starts[i], ends[i], step).indices(data.shape[axis]))
+        span = _span(data.shape[axis], starts[i], ends[i], step)
         if step < 0:  # torch steps forward only: take the same elements, then turn them round
             span = span[::-1]
             turned.append(axis)
         window[axis] = slice(span.start, span.stop, span.step) if span else slice(0)
     part = data[tuple(window)]
     return part.flip(turned) if turned else part
+
+
+def _span(size: int, start: int, end: int, step: int) -> range:
+    """Elements start, start + step, ... before `end`, clamped as ONNX does it (Python differs)."""
+    last = size - 1 if step < 0 else size
+    start = min(max(start + size if start < 0 else start, 0), last)
+    if step < 0 and end in GREATEST:
+        return range(start, -1, step)  # "no end"; engines read it so backwards too
+    return range(start, min(max(end + size if end < 0 else end, -1 if step < 0 else 0), last), step)
 
 
 # ---------------------------------------------------------------- gather and scatter
@@ -297,9 +312,9 @@ def GatherND(data: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
         data = data.reshape(batches, *data.shape[batch_dims:])
         indices = indices.reshape(batches, *indices.shape[batch_dims:])
         taken = torch.stack([GatherND(d, i) for d, i in zip(data, indices, strict=True)])
-        return taken.reshape(*shape, *taken.shape[1:])
+        return taken.reshape(shape + taken.shape[1:])
     rows, row = _rows(data, indices)
-    return rows.index_select(0, row.reshape(-1)).reshape(*row.shape, *rows.shape[1:])
+    return rows.index_select(0, row.reshape(-1)).reshape(row.shape + rows.shape[1:])
 
 
 REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}

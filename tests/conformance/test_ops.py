@@ -49,6 +49,15 @@ EXCLUDED = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The tensors are small; waiting for a second core costs more than it gives."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @functools.cache
 def _cases():
     with warnings.catch_warnings():
