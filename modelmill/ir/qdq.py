@@ -23,6 +23,7 @@ from modelmill.ir.plan import Plan, Point
 from modelmill.numerics import Encoding, QuantSpec
 
 SPEC_KEY = "modelmill.spec"
+METADATA_IR_VERSION = 10  # nodes have metadata since
 LOWEST_OPSET = 13  # per-axis DequantizeLinear; 21 for 16-bit codes
 
 
@@ -40,6 +41,7 @@ def to_qdq(graph: g.Graph, plan: Plan, on_codes: Collection[str] = ()) -> g.Grap
     if g.opset(graph) < LOWEST_OPSET:
         raise g.ModelError(f"QDQ needs opset {LOWEST_OPSET} or later, the model has {g.opset(graph)}")
     made = g.clone(graph)
+    made.ir_version = max(made.ir_version, METADATA_IR_VERSION)
     _Writer(made, plan, on_codes).write()
     return made
 

@@ -24,6 +24,7 @@ from modelmill.quant.observe import Batches, observe
 from modelmill.records.machine import this_machine
 from modelmill.targets import Planned, Target
 
+QDQ_OPSET = 13  # per-axis DequantizeLinear
 SQNR_CEILING = 200.0  # dB reported where nothing was lost at all
 
 
@@ -115,7 +116,8 @@ def quantize(
 
 
 def prepare_graph(graph: ir.Graph) -> ir.Graph:
-    """Clean: fold batch norms and constants, drop identities; every layer gets an explicit bias."""
+    """Clean: fold batch norms and constants, drop identities; every layer gets an explicit bias; opset for QDQ."""
+    graph = ir.at_opset(graph, max(ir.opset(graph), QDQ_OPSET))
     return passes.explicit_bias(passes.clean(graph))
 
 
