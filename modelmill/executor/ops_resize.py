@@ -1,9 +1,9 @@
-"""Resize, and Upsample which it replaced.
+"""Resize, Upsample which it replaced, and GridSample.
 
-Interpolation is separable, so each resized axis is treated alone: every output coordinate has an
-original coordinate, around which a few elements are read with weights. Where the coordinates are
-those of torch.nn.functional.interpolate, its kernel is used; everything else is a weighted sum of
-`index_select`s, which has gradients.
+Interpolation by Resize is separable, so each resized axis is treated alone: every output coordinate
+has an original coordinate, around which a few elements are read with weights. Where the coordinates
+are those of torch.nn.functional.interpolate, its kernel is used; everything else is a weighted sum
+of `index_select`s, which has gradients.
 """
 # ruff: noqa: PLR0913 - as many parameters as the operators have inputs and attributes
 
@@ -58,6 +58,19 @@ def Upsample(X: Tensor, scales: Floats, *, mode: str = "nearest") -> Tensor:
         coordinate_transformation_mode="asymmetric",
         nearest_mode="floor",
     )
+
+
+def GridSample(
+    X: Tensor,
+    grid: Tensor,
+    *,
+    align_corners: int = 0,
+    mode: str = "linear",
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """`mode` is spelled bilinear and bicubic before operator set 20."""
+    known = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
+    return functional.grid_sample(X, grid, known, padding_mode, bool(align_corners))
 
 
 def Resize(

@@ -11,7 +11,17 @@ from modelmill.executor import operators
 # Integers or truth values come out, or steps whose gradient is zero or undefined everywhere.
 STEPS = {
     *("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Xor"),
-    *("ArgMax", "ArgMin", "IsInf", "IsNaN", "NonZero", "OneHot", "Shape", "Size"),
+    *(
+        "ArgMax",
+        "ArgMin",
+        "IsInf",
+        "IsNaN",
+        "NonMaxSuppression",
+        "NonZero",
+        "OneHot",
+        "Shape",
+        "Size",
+    ),
     *("Ceil", "Floor", "Round", "Sign", "DequantizeLinear", "QuantizeLinear"),
     *("Cast", "CastLike", "Constant", "ConstantOfShape", "Range"),
 }
@@ -30,6 +40,13 @@ CASES = {
     "Abs": [((X,), {})],
     "Add": [((X, (3, 1)), {})],
     "Atan": [((X,), {})],
+    "Attention": [
+        (((1, 2, 3, 4), (1, 2, 5, 4), (1, 2, 5, 3)), {}),
+        (
+            ((1, 3, 8), (1, 3, 4), (1, 3, 4)),
+            {"q_num_heads": 2, "kv_num_heads": 1, "is_causal": 1, "softcap": 2.0},
+        ),
+    ],
     "AveragePool": [
         ((IMAGE,), {"kernel_shape": (3, 2), "pads": (1, 0, 1, 0), "strides": (2, 1)}),
         ((IMAGE,), {"kernel_shape": (3, 2), "pads": (1, 0, 0, 1), "ceil_mode": 1}),
@@ -68,6 +85,10 @@ CASES = {
     "Gemm": [(((4, 3), (5, 4), (5,)), {"alpha": 0.5, "beta": 2.0, "transA": 1, "transB": 1})],
     "GlobalAveragePool": [((IMAGE,), {})],
     "GlobalMaxPool": [((IMAGE,), {})],
+    "GridSample": [
+        ((IMAGE, (1, 2, 3, 2)), {}),
+        ((IMAGE, (1, 2, 3, 2)), {"mode": "cubic", "padding_mode": "border", "align_corners": 1}),
+    ],
     "GroupNormalization": [
         ((IMAGE, (4,), (4,)), {"num_groups": 2, "opset": 21}),
         ((IMAGE, (2,), (2,)), {"num_groups": 2, "opset": 18}),
