@@ -11,10 +11,11 @@ bounded number of times, and the calmest round counts. All its samples are kept.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from modelmill.runtimes.worker import RemoteSession
+from modelmill.runtimes.protocol import SessionOptions
 
 _SETTLE = 3  # unmeasured calls before each block
 
@@ -85,8 +86,18 @@ class Latency:
         return float(np.percentile(np.concatenate(self.samples_ms), q))
 
 
+class Timed(Protocol):
+    """What can be measured: a `RemoteSession`, or something that stands before one."""
+
+    @property
+    def options(self) -> SessionOptions: ...
+
+    def time(self, feeds: Mapping[str, np.ndarray], warmup: int, n: int) -> list[float]:
+        """Milliseconds of `n` inferences after `warmup` others."""
+
+
 def measure(
-    sessions: Mapping[str, RemoteSession],
+    sessions: Mapping[str, Timed],
     feeds: Mapping[str, np.ndarray],
     effort: Effort = Effort(),
 ) -> dict[str, Latency]:
@@ -117,9 +128,7 @@ def measure(
     }
 
 
-def _warm_up(
-    session: RemoteSession, feeds: Mapping[str, np.ndarray], effort: Effort
-) -> tuple[int, int]:
+def _warm_up(session: Timed, feeds: Mapping[str, np.ndarray], effort: Effort) -> tuple[int, int]:
     """(inferences per block, inferences run so far)"""
     first = session.time(feeds, 1, effort.least)
     done = 1 + effort.least
@@ -136,7 +145,7 @@ def _warm_up(
 
 
 def _one_round(
-    sessions: Mapping[str, RemoteSession],
+    sessions: Mapping[str, Timed],
     feeds: Mapping[str, np.ndarray],
     sizes: Mapping[str, int],
     blocks: int,

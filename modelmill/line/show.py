@@ -26,3 +26,6 @@ class Silent:
 
     def say(self, text: str) -> None:
         return None
+
+
+SILENT: Show = Silent()

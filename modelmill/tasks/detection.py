@@ -9,10 +9,11 @@ numbers compare with published ones.
 import contextlib
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from modelmill.tasks.boxes import Boxes, Objects, objects
 from modelmill.tasks.card import Card, Input, Output
@@ -30,6 +31,46 @@ def score(predictions: Sequence[Boxes], truths: Sequence[Objects], card: Card) -
         DataError: no object in any truth, so that precision and recall mean nothing.
         ValueError: pycocotools is not installed (the message has the pip line).
     """
+    evaluation = _evaluation(predictions, truths, card)
+    with _silence, contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    ap, ap50, ap75 = (float(value) for value in evaluation.stats[:3])
+    return {"ap50": ap50, "ap": ap, "ap75": ap75}
+
+
+def resample(
+    predictions: Sequence[Boxes], truths: Sequence[Objects], card: Card
+) -> Callable[[npt.NDArray[np.intp]], dict[str, float]]:
+    """Scores of draws of the pictures (indices with repetition); boxes are matched only once.
+
+    A draw without any object scores 0. Raises as `score` does.
+    """
+    evaluation = _evaluation(predictions, truths, card)
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+    evaluation.params.maxDets = evaluation.params.maxDets[-1:]
+    with _silence, contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+    flat: npt.NDArray[Any] = np.empty(len(evaluation.evalImgs), object)
+    flat[:] = evaluation.evalImgs
+    matched = flat.reshape(-1, len(truths))  # dicts: class, picture
+
+    def score_draw(drawn: npt.NDArray[np.intp]) -> dict[str, float]:
+        ids = (np.asarray(drawn) + 1).tolist()
+        evaluation.params.imgIds = evaluation._paramsEval.imgIds = ids
+        evaluation.evalImgs = matched[:, drawn].ravel().tolist()
+        with _silence, contextlib.redirect_stdout(io.StringIO()):
+            evaluation.accumulate()
+        precision = evaluation.eval["precision"]  # (IoU, recall, class, area, boxes); -1: no object
+        rows = {"ap50": precision[0], "ap": precision, "ap75": precision[5]}
+        return {k: float(p[p > -1].mean()) if (p > -1).any() else 0.0 for k, p in rows.items()}
+
+    return score_draw
+
+
+def _evaluation(predictions: Sequence[Boxes], truths: Sequence[Objects], card: Card) -> Any:
+    """The evaluation of pycocotools, ready to run; see `score` for what it raises."""
     if all(truth.crowd.all() for truth in truths):
         raise DataError("no picture has an annotated object: average precision is undefined")
     try:
@@ -46,12 +87,7 @@ def score(predictions: Sequence[Boxes], truths: Sequence[Objects], card: Card) -
         found.dataset = _dataset([_detections(p) for p in predictions], card.class_count)
         truth.createIndex()
         found.createIndex()
-        evaluation = COCOeval(truth, found, "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    ap, ap50, ap75 = (float(value) for value in evaluation.stats[:3])
-    return {"ap50": ap50, "ap": ap, "ap75": ap75}
+        return COCOeval(truth, found, "bbox")
 
 
 def _dataset(rows: list[list[dict[str, Any]]], classes: int) -> dict[str, Any]:
@@ -118,4 +154,5 @@ PLUGIN = Task(
     score=score,
     ideal=ideal,
     example=example,
+    resample=resample,
 )

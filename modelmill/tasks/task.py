@@ -24,6 +24,7 @@ from modelmill.tasks.card import Card, Size
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 Decoder = Callable[[Outputs, Card, Sequence[Size]], Sequence[Any]]
+Resampled = Callable[[npt.NDArray[np.intp]], dict[str, float]]
 
 
 def decode(outputs: Outputs, card: Card, sizes: Sequence[Size]) -> Sequence[Any]:
@@ -74,6 +75,8 @@ class Task:
     ideal       (truth, card) -> the prediction that says exactly the truth
     example     (seed) -> a small card and truths, for the tests every task gets
     decode      (outputs, card, sizes) -> predictions; by default the card's decoder
+    resample    (predictions, truths, card) -> a function (indices with repetition) -> {metric:
+                value} that scores draws of the pictures faster than `score` would; None: `score`
     """
 
     name: str
@@ -85,6 +88,15 @@ class Task:
     example: Callable[[int], tuple[Card, list[Any]]]
     correct: Callable[[Sequence[Any], Sequence[Any]], npt.NDArray[np.bool_]] | None = None
     decode: Decoder = decode
+    resample: Callable[[Sequence[Any], Sequence[Any], Card], Resampled] | None = None
+
+    def resampled(self, predictions: Sequence[Any], truths: Sequence[Any], card: Card) -> Resampled:
+        """Scores of draws of the pictures, as a bootstrap needs them."""
+        if self.resample is not None:
+            return self.resample(predictions, truths, card)
+        return lambda drawn: self.score(
+            [predictions[i] for i in drawn], [truths[i] for i in drawn], card
+        )
 
     def primary(self, card: Card) -> str:
         """The metric reported first: the card's choice, else the headline."""

@@ -1,0 +1,100 @@
+"""A model file on its way to an engine: its card, its task, its engine. Nothing is run here.
+
+An artifact of a build has no card beside it; the build's manifest holds the one it was made with.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from modelmill import ir, plugins, tasks
+from modelmill.line.inspect import Model, label
+from modelmill.line.quantize import load_target
+from modelmill.line.source import Source, read_card, read_graph
+from modelmill.runtimes import EngineMissing
+from modelmill.tasks import Card, Dataset
+
+
+def find_card(model: Model, card: str | Path | Card | None) -> Card:
+    """The card given, else the one beside the model, else that of the build the model came from.
+
+    Raises:
+        CardError: there is none, or it is malformed.
+    """
+    if card is not None or isinstance(model, ir.Graph) or tasks.default_card_path(model).is_file():
+        return read_card(model, card)
+    try:
+        manifest = json.loads((Path(model).parent.parent / "manifest.json").read_bytes())
+        held = manifest["inputs"]["card"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return read_card(model, None)
+    return tasks.card_from_json(held)
+
+
+def load_artifact(model: Model, card: str | Path | Card | None = None) -> Source:
+    """A model with its card, checked against each other; the executor need not know its operators.
+
+    Raises:
+        ValueError: no such model or card, or a card that contradicts the graph.
+    """
+    found = find_card(model, card)
+    graph = read_graph(model, found)
+    inputs = ir.inputs(graph)
+    if len(inputs) != 1:
+        raise ir.ModelError(
+            f"the model has {len(inputs)} inputs ({', '.join(inputs)}), a card describes one "
+            "picture input"
+        )
+    name, info = next(iter(inputs.items()))
+    tasks.check_card(found, info.shape, {n: o.shape for n, o in ir.outputs(graph).items()})
+    batch = info.shape[0] if isinstance(info.shape[0], int) else None
+    return Source(
+        label(model), graph, found, plugins.load("modelmill.tasks", found.task), name, batch
+    )
+
+
+def engine_of(target: str | None, runtime: str | None) -> str:
+    """The engine that a target runs on, or `runtime` itself, after a look whether it is installed.
+
+    Raises:
+        ValueError: none or both are given, or no such target or engine (lists the choices).
+        EngineMissing: not installed; the text holds the pip line.
+    """
+    if (target is None) == (runtime is None):
+        raise ValueError(
+            "say where to run it: a target (-t ort_cpu) or an engine (--runtime onnxruntime)"
+        )
+    name = load_target(target).runtime if target is not None else str(runtime)
+    missing = plugins.load("modelmill.runtimes", name).missing()
+    if missing:
+        raise EngineMissing(f"{name} is not installed; run: {missing}")
+    return name
+
+
+@contextmanager
+def engine_file(model: Model, graph: ir.Graph) -> Iterator[Path]:
+    """The ONNX file for an engine: the model itself, or a temporary one for what is no file."""
+    if not isinstance(model, ir.Graph) and Path(model).suffix == ".onnx":
+        yield Path(model)
+        return
+    with tempfile.TemporaryDirectory(prefix="modelmill-") as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(graph, path)
+        yield path
+
+
+def limited(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
+    """`limit` images drawn by `seed`, the same that a build with this limit scores; None: all.
+
+    Raises:
+        ValueError: a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit must be at least 1, not {limit}")
+    return (
+        dataset if limit is None or limit >= len(dataset) else tasks.split(dataset, limit, seed)[0]
+    )

@@ -1,0 +1,101 @@
+"""Which operators of a model a target runs on integers, by which rule, and what stays float.
+
+Nothing is quantized for it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from modelmill import executor, ir
+from modelmill.line.inspect import Model, label, open_graph
+from modelmill.line.quantize import load_target, plan_target, prepare_graph
+from modelmill.targets import Verdict
+from modelmill.tasks import Card
+
+# Most of a network's work: one of them left in float defeats the purpose.
+HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a target makes of a model.
+
+    verdicts: one per node of the cleaned graph. notes: what the user must be told, such as narrowed
+    weights. heavy: nodes with weights that would run in float. unknown: (node, operator) that the
+    simulation lacks, so that no build is possible.
+    """
+
+    model: str
+    target: str
+    runtime: str
+    precision: str
+    verdicts: tuple[Verdict, ...]
+    notes: tuple[str, ...]
+    heavy: tuple[Verdict, ...]
+    unknown: tuple[tuple[str, str], ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Nodes that run as integer, fused, float."""
+        found = Counter(v.runs for v in self.verdicts)
+        return {kind: found[kind] for kind in ("integer", "fused", "float")}
+
+    @property
+    def accepted(self) -> bool:
+        """Whether everything heavy runs on integers and the simulation knows every operator."""
+        return not self.heavy and not self.unknown
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, and what follows from them."""
+        return {**asdict(self), "counts": self.counts, "accepted": self.accepted}
+
+
+def check(
+    model: Model,
+    target: str,
+    *,
+    precision: str = "w8a8",
+    flags: Sequence[str] | None = None,
+    card: str | Path | Card | None = None,
+) -> Checked:
+    """Read a target's rules against a model.
+
+    Args:
+        model: an ONNX file, `package.module:factory[@weights]`, a .pt2 file, or a graph.
+        target: name of a target, or path of a file with one; its engine need not be installed.
+        precision: wXaY.
+        flags: CPU flags of the machine that will run it, as in /proc/cpuinfo; None: this machine.
+        card: needed for a PyTorch network alone.
+
+    Raises:
+        ValueError: the model cannot be read, or no such target or precision.
+    """
+    chosen = load_target(target)
+    chosen.scheme(precision)
+    graph = open_graph(model, card)
+    unknown = tuple(executor.unsupported(graph))
+    graph = prepare_graph(graph)
+    planned = plan_target(graph, chosen, precision, flags)
+    weighted = {
+        node.name for node in ir.nodes(graph) if node.op_type in HEAVY and _has_weights(node)
+    }
+    heavy = tuple(v for v in planned.verdicts if v.runs == "float" and v.node in weighted)
+    return Checked(
+        label(model),
+        chosen.name,
+        chosen.runtime,
+        precision,
+        planned.verdicts,
+        planned.notes,
+        heavy,
+        unknown,
+    )
+
+
+def _has_weights(node: ir.Node) -> bool:
+    return any(ir.constant(value) is not None for value in node.inputs[1:2])
