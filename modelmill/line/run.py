@@ -93,7 +93,7 @@ def build(options: BuildOptions, show: Show = Silent()) -> Report:
     )
     store.write_json("report.json", report.to_json())
     store.write_json("manifest.json", manifest.manifest(options, source, images, key, report, store))
-    store.write("report.html", page.render(report, store).encode())
+    store.write("report.html", page.render(report, store, logs).encode())
     filing.file_records(report, options, store, manifest.build_id(key))
     return report
 
