@@ -61,7 +61,11 @@ def render(report: Report, store: Store, logs: Mapping[str, Json]) -> str:
     )
     environment.filters.update(share=_share, capitalize_first=_capitalized)
     environment.filters["markup"] = jinja2.filters.do_mark_safe  # only for text made by `charts`
-    details = {d.target: _held(store, f"details/{d.target}.json") for d in report.deployments}
+    # Beside a failed deployment may lie the details of an earlier build that did not fail.
+    details = {
+        d.target: _held(store, f"details/{d.target}.json") if d.failed is None else {}
+        for d in report.deployments
+    }
     manifest = _held(store, "manifest.json")
     return environment.get_template("report.html").render(
         report=report,
@@ -221,7 +225,7 @@ def _times(value: float) -> str:
 
 
 def _held(store: Store, name: str) -> Json:
-    """A JSON file of the folder; empty if it is absent, as after a failed deployment."""
+    """A JSON file of the folder; empty if it is absent."""
     path = store.path(name)
     held: Json = json.loads(path.read_bytes()) if path.exists() else {}
     return held
@@ -234,7 +238,8 @@ def _bytes(store: Store, name: str) -> int | None:
 
 def _measured(store: Store, report: Report) -> str:
     """When the last deployment was measured (the time of its details file)."""
-    paths = [store.path(f"details/{d.target}.json") for d in report.deployments]
+    done = [d.target for d in report.deployments if d.failed is None]
+    paths = [store.path(f"details/{target}.json") for target in done]
     times = [path.stat().st_mtime for path in paths if path.exists()]
     return f"{datetime.fromtimestamp(max(times), UTC):%Y-%m-%d %H:%M} UTC" if times else ""
 

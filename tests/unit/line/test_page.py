@@ -268,6 +268,13 @@ def test_nothing_deployed(tmp_path: Path) -> None:
     assert not any(a.get("class") == "charts" for _, a in read.tags)
 
 
+def test_details_of_an_earlier_build_are_not_shown(tmp_path: Path) -> None:
+    rendered(report([deployment()]), tmp_path / "out")
+    store = Store(tmp_path / "out", resume=True)
+    read = Reader(page.render(report([failed("ort_cpu")]), store, {"ort_cpu": log()}))
+    assert "measured" not in read.text and "QLinearConv" not in read.text
+
+
 def test_no_deployment_agrees(tmp_path: Path) -> None:
     held = report([deployment(mismatched=999), deployment("openvino_cpu", mismatched=600_000)])
     read = Reader(rendered(held, tmp_path / "out", mismatched=999))
