@@ -1,0 +1,111 @@
+"""Results as tables and sentences for a person; numbers as in the report, scores as fractions."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from modelmill.line.report import Deployment, Finding, Report
+
+NUMBER = re.compile(r"[-+?]?[\d.,]*( \w?i?B)?$")
+WIDTH = 140  # where the output is no terminal: no cell may be cut
+
+
+def print_json(value: Any) -> None:
+    """Indented JSON on standard output."""
+    click.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on standard output; columns of numbers stand to the right."""
+    cells = [list(row) for row in rows]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        numbers = all(NUMBER.match(row[index]) for row in cells)
+        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console().print(table)
+
+
+def console() -> Console:
+    """Standard output as it is now."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(width=WIDTH, highlight=False)
+
+
+def print_report(report: Report) -> None:
+    """The table of a build, its findings with the next command, and where everything is."""
+    print_table(
+        (
+            "target",
+            f"{report.metric} deployed",
+            "simulated",
+            "difference",
+            "float",
+            "int8 ms",
+            "float ms",
+            "speedup",
+            "codes that differ",
+            "size",
+        ),
+        [_row(report, deployment) for deployment in report.deployments],
+    )
+    for finding in report.findings:
+        _print_finding(finding)
+    folder = Path(report.folder)
+    click.echo(f"\nreport     {folder / 'report.html'}, {folder / 'report.json'}")
+    for deployment in report.deployments:
+        if deployment.failed is None:
+            click.echo(f"artifact   {folder / deployment.artifact}")
+    click.echo(f"manifest   {folder / 'manifest.json'}")
+    verdict = "accepted" if report.accepted else "NOT ACCEPTED"
+    click.echo(f"{verdict}   {report.seconds:.0f} s, {report.peak_memory_mib:.0f} MiB")
+
+
+def _row(report: Report, d: Deployment) -> tuple[str, ...]:
+    if d.failed is not None or d.score is None or d.latency_ms is None:
+        return (d.target, "failed", *[""] * 8)
+    assert d.float_latency_ms is not None and d.speedup is not None and d.agreement is not None
+    return (
+        d.target,
+        f"{d.score.deployed:.4f}",
+        f"{d.score.simulated:.4f}",
+        f"{d.score.deployed_same - d.score.simulated:+.4f}",
+        f"{report.float_score['score']:.4f}",
+        f"{d.latency_ms.p50:.3f}",
+        f"{d.float_latency_ms.p50:.3f}",
+        speedup(d.speedup.ratio, d.speedup.low, d.speedup.high, d.speedup.verdict),
+        f"{d.agreement.mismatched:,} of {d.agreement.elements:,}",
+        size(d.bytes),
+    )
+
+
+def _print_finding(finding: Finding) -> None:
+    where = f" ({finding.where})" if finding.where else ""
+    click.echo(f"* {finding.what}{where}: {finding.why}")
+    if finding.next:
+        click.echo(f"  next: {finding.next}")
+
+
+def speedup(ratio: float, low: float, high: float, verdict: str) -> str:
+    """A ratio with its interval and what may be said."""
+    return f"{ratio:.2f} [{low:.2f}, {high:.2f}] {verdict}"
+
+
+def size(count: int) -> str:
+    """Bytes in a unit that leaves three digits."""
+    power = 0 if count < 1000 else 1 if count < 1000 * 2**10 else 2
+    return f"{count / 2 ** (10 * power):.3g} {('B', 'KiB', 'MiB')[power]}"
+
+
+def quantity(count: float | None) -> str:
+    """A count with its thousands apart; unknown as a question mark."""
+    return "?" if count is None else f"{count:,.0f}"
