@@ -39,9 +39,11 @@ def bench(  # noqa: PLR0913 (a command's options)
 
     The first MODEL is the reference of the others. Exit code 1: one of them is slower than it.
     """
-    from modelmill.cli.progress import watch
+    from modelmill.cli.progress import loading, watch
     from modelmill.cli.tables import print_json, print_table, speedup
-    from modelmill.line.bench import bench as time_all
+
+    with loading():
+        from modelmill.line.bench import bench as time_all
 
     with watch() as show:
         found = time_all(

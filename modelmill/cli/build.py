@@ -98,8 +98,11 @@ def build(  # noqa: PLR0913 (a command's options)
     The artifact of every target is run on its engine: scored, compared with its simulation code
     by code, and timed against the float model. Exit code 1: not accepted.
     """
-    from modelmill.line.entry import default_out
-    from modelmill.line.options import BuildOptions
+    from modelmill.cli.progress import loading
+
+    with loading():
+        from modelmill.line.entry import default_out
+        from modelmill.line.options import BuildOptions
 
     if manifest is not None:
         _run(_again(manifest, out, resume, db), dry_run, form, manifest)

@@ -36,8 +36,11 @@ def check(
     Exit code 1: a convolution or matrix product with weights would stay float, or no build is
     possible. The engine need not be installed.
     """
+    from modelmill.cli.progress import loading
     from modelmill.cli.tables import print_json
-    from modelmill.line.check import check as read_rules
+
+    with loading():
+        from modelmill.line.check import check as read_rules
 
     if not targets:
         raise click.UsageError("Missing -t / --target, for example -t ort_cpu.")

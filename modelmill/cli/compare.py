@@ -47,9 +47,11 @@ def compare(  # noqa: PLR0913 (a command's options)
     With two engines (-t or --runtime twice) each side has its own; CANDIDATE is then REFERENCE
     if left out. Exit code 1: the candidate is significantly worse (5 %).
     """
-    from modelmill.cli.progress import watch
+    from modelmill.cli.progress import loading, watch
     from modelmill.cli.tables import print_json
-    from modelmill.line.compare import compare as compare_both
+
+    with loading():
+        from modelmill.line.compare import compare as compare_both
 
     if candidate is None and len(targets) + len(runtimes) != 2:
         raise click.UsageError("Name a CANDIDATE, or two engines to compare REFERENCE on.")

@@ -41,9 +41,11 @@ def evaluate(  # noqa: PLR0913 (a command's options)
 
     An artifact of a build is fed as that build's manifest says, unless there is a card.
     """
-    from modelmill.cli.progress import watch
+    from modelmill.cli.progress import loading, watch
     from modelmill.cli.tables import print_json, print_table
-    from modelmill.line.evaluate import evaluate as score
+
+    with loading():
+        from modelmill.line.evaluate import evaluate as score
 
     if len(targets) + len(runtimes) != 1:
         raise click.UsageError("Name one engine: -t TARGET or --runtime ENGINE.")

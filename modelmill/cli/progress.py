@@ -94,6 +94,20 @@ class Live:
         self._progress.console.print(text, markup=False, highlight=False)
 
 
+@contextmanager
+def loading() -> Iterator[None]:
+    """Around imports that take seconds: a spinner on a terminal, else nothing."""
+    if not _on_terminal():
+        yield
+        return
+    with Console(stderr=True).status("loading PyTorch"):
+        yield
+
+
+def _on_terminal() -> bool:
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
 def watch() -> Lines | Live:
     """The display that suits where the output goes; enter it around the run."""
-    return Live() if sys.stdout.isatty() and sys.stderr.isatty() else Lines()
+    return Live() if _on_terminal() else Lines()

@@ -26,7 +26,7 @@ def print_json(value: Any) -> None:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on standard output; columns of numbers stand to the right."""
     cells = [list(row) for row in rows]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
         numbers = all(NUMBER.match(row[index]) for row in cells)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
@@ -42,19 +42,22 @@ def console() -> Console:
 
 
 def print_report(report: Report) -> None:
-    """The table of a build, its findings with the next command, and where everything is."""
+    """The table of a build, its findings with the next command, and where everything is.
+
+    delta is deployed - simulated on the images that were simulated.
+    """
     print_table(
         (
-            "target",
-            f"{report.metric} deployed",
-            "simulated",
-            "difference",
-            "float",
-            "int8 ms",
-            "float ms",
-            "speedup",
-            "codes that differ",
-            "size",
+            "\ntarget",
+            f"{report.metric}\ndeployed",
+            "\nsimulated",
+            "\ndelta",
+            "\nfloat",
+            "int8\nms",
+            "float\nms",
+            "\nspeedup",
+            "differing\ncodes",
+            "\nsize",
         ),
         [_row(report, deployment) for deployment in report.deployments],
     )
@@ -82,10 +85,14 @@ def _row(report: Report, d: Deployment) -> tuple[str, ...]:
         f"{report.float_score['score']:.4f}",
         f"{d.latency_ms.p50:.3f}",
         f"{d.float_latency_ms.p50:.3f}",
-        speedup(d.speedup.ratio, d.speedup.low, d.speedup.high, d.speedup.verdict),
-        f"{d.agreement.mismatched:,} of {d.agreement.elements:,}",
+        f"{d.speedup.ratio:.2f} {d.speedup.verdict}",
+        _share(d.agreement.mismatched, d.agreement.elements),
         size(d.bytes),
     )
+
+
+def _share(part: int, whole: int) -> str:
+    return "none" if part == 0 else f"{part / max(whole, 1):.2g}"
 
 
 def _print_finding(finding: Finding) -> None:
