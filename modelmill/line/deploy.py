@@ -26,7 +26,7 @@ from modelmill.line.source import Source
 from modelmill.line.store import Json, Store
 from modelmill.records.machine import this_machine
 from modelmill.runtimes import ExecutedOp, RemoteSession, SessionOptions, open_session
-from modelmill.targets import Planned, Target
+from modelmill.targets import Target
 from modelmill.tasks import Dataset, Score
 
 SCORING_BATCH = 100
@@ -100,13 +100,13 @@ class RemoteFacts:
     executed: tuple[ExecutedOp, ...]
 
 
-def fallbacks(target: Target, planned: Planned, executed: tuple[ExecutedOp, ...]) -> tuple[str, ...]:
+def fallbacks(target: Target, verdicts: list[Json], executed: tuple[ExecutedOp, ...]) -> tuple[str, ...]:
     """Ops that the plan wanted on integers and the engine ran in float, as `engine name (op)`.
 
     Engines rename and fuse nodes, so the count of float kernels of a kind is compared with how many the plan left in float.
     """
     kinds = dict(target.float_kernels)
-    allowed = Counter(v.op for v in planned.verdicts if v.runs == "float")
+    allowed = Counter(v["op"] for v in verdicts if v["runs"] == "float")
     found = []
     for op in executed:
         onnx_op = kinds.get(op.op)
@@ -162,7 +162,7 @@ def deployment(
     source: Source,
     evaluation: Dataset,
     target: Target,
-    planned: Planned,
+    verdicts: list[Json],
     store: Store,
     path: Path,
     limits: Limits,
@@ -204,7 +204,7 @@ def deployment(
         float_latency_ms=latency_report(reference),
         speedup=speedup_report(reference, candidate, seed),
         peak_memory_mib=round(max(peak, facts.peak_memory_mib), 1),
-        fallback_ops=fallbacks(target, planned, facts.executed),
+        fallback_ops=fallbacks(target, verdicts, facts.executed),
         seconds={"evaluate": round(evaluated, 3)},
     )
     file = f"details/{target.name}.json"

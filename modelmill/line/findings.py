@@ -32,7 +32,7 @@ def _refusals(report: Report, d: Deployment, allow_fallback: bool) -> list[Findi
     assert d.score is not None
     found = []
     drop = float(report.float_score["score"]) - d.score.deployed
-    if drop > report.max_drop:
+    if drop > report.max_drop + 1e-9:  # a drop of exactly the limit is allowed, whatever its last bit
         found.append(
             Finding(
                 "accuracy drop above the limit",
@@ -90,6 +90,16 @@ def _remarks(report: Report, d: Deployment, log: Json) -> list[Finding]:
                 f"{len(weak)} values have an SQNR below {WEAK_LAYER_DB:g} dB, the lowest is {worst['value']} "
                 f"({worst['op']}) with {worst['sqnr_db']:.1f} dB",
                 "see the SQNR chart in report.html",
+            )
+        )
+    if log["protected"]:
+        kept = ", ".join(f"{p['node']} ({p['sqnr_db']:.1f} dB)" for p in log["protected"])
+        found.append(
+            Finding(
+                "layers kept in float to save accuracy",
+                d.target,
+                f"quantized alone they would lower the SQNR of the outputs to: {kept}",
+                "",
             )
         )
     in_float = [v for v in log["verdicts"] if v["runs"] == "float"]

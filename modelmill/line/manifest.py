@@ -20,6 +20,7 @@ from modelmill.line.store import Json, Store, file_hash
 from modelmill.quant.bias_correction import BiasCorrection
 from modelmill.quant.calibrate import Calibrate
 from modelmill.quant.equalize import Equalize
+from modelmill.quant.protect import Protect
 from modelmill.records.machine import this_machine
 
 VERSION = 1
@@ -37,6 +38,7 @@ def keys(options: BuildOptions, source: Source, images: Images, graph: ir.Graph)
         "precision": options.precision,
         "seed": options.seed,
         "recipe": asdict(options.recipe),
+        "keep_float": list(options.keep_float),
         "versions": versions(),
         "flags": list(options.flags if options.flags is not None else this_machine().flags),
     }
@@ -76,6 +78,7 @@ def manifest(options: BuildOptions, source: Source, images: Images, key: Json, r
             "max_drop": options.max_drop,
             "seed": options.seed,
             "flags": list(options.flags) if options.flags is not None else None,
+            "keep_float": list(options.keep_float),
             "simulate": options.simulate,
             "timeout_s": options.timeout_s,
             "allow_fallback": options.allow_fallback,
@@ -122,8 +125,10 @@ def options_from(manifest_path: Path, out: Path) -> BuildOptions:
         Equalize(**recipe["equalize"]) if recipe["equalize"] else None,
         Calibrate(**recipe["calibrate"]),
         BiasCorrection(**recipe["bias_correction"]) if recipe["bias_correction"] else None,
+        Protect(**recipe["protect"]) if recipe["protect"] else None,
     )
     listed = {**asked, "targets": tuple(asked["targets"])}
+    listed["keep_float"] = tuple(asked["keep_float"])
     listed["flags"] = tuple(asked["flags"]) if asked["flags"] is not None else None
     return BuildOptions(out=out, recipe=steps, **listed)
 

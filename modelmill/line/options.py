@@ -21,7 +21,7 @@ class BuildOptions:
     model: path of an ONNX file or .pt2, `package.module:factory[@weights]`, or a graph. card: path, Card, or None for the
     one beside the model. calibrate: number of calibration images. limit: score at most so many images. max_drop: largest
     accepted loss of the metric, a fraction. flags: CPU flags of the machine that will run it, None for this one. simulate:
-    images that the simulation runs on. timeout_s: of one engine request. db: path or URL, None for OUT/records.db.
+    images that the simulation runs on. keep_float: names of nodes that stay in float. timeout_s: of one engine request. db: path or URL, None for OUT/records.db.
     """
 
     model: str | Path | Graph
@@ -38,6 +38,7 @@ class BuildOptions:
     resume: bool = False
     recipe: Recipe = DEFAULT
     flags: tuple[str, ...] | None = None
+    keep_float: tuple[str, ...] = ()
     simulate: int = 1000
     timeout_s: float = 300.0
     allow_fallback: bool = False

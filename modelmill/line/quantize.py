@@ -6,6 +6,7 @@ ranges, correct biases. What each step changed is logged as the SQNR (dB) of eve
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from modelmill import executor, ir, passes, plugins, targets
 from modelmill.executor.integer import IntegerModule
 from modelmill.ir import Plan
 from modelmill.line.show import Show, Silent
-from modelmill.quant.bias_correction import BiasCorrection
+from modelmill.quant.bias_correction import LAYERS, BiasCorrection
 from modelmill.quant.calibrate import Calibrate, activation_names, encode
 from modelmill.quant.equalize import Equalize
-from modelmill.quant.observe import Batches, observe
+from modelmill.quant.observe import Batches, Statistics, observe
+from modelmill.quant.protect import Protect, Protected
 from modelmill.records.machine import this_machine
 from modelmill.targets import Planned, Target
 
@@ -32,9 +34,10 @@ SQNR_CEILING = 200.0  # dB reported where nothing was lost at all
 class Recipe:
     """Which steps run, each with its options; None leaves a step out."""
 
-    equalize: Equalize | None = None
+    equalize: Equalize | None = Equalize()
     calibrate: Calibrate = Calibrate()
     bias_correction: BiasCorrection | None = BiasCorrection()
+    protect: Protect | None = Protect()
 
 
 DEFAULT = Recipe()
@@ -56,7 +59,8 @@ class Quantized:
     """A graph and its plan, ready for one target.
 
     graph: float graph with the weights of the recipe. plan: an encoding at every point. planned: verdicts and notes.
-    quality: per quantized value, in graph order. seconds: what calibration and quantization took.
+    quality: per quantized value, in graph order. protected: layers kept in float to save the rest. seconds: what calibration
+    and quantization took.
     """
 
     graph: ir.Graph
@@ -64,6 +68,7 @@ class Quantized:
     target: Target
     planned: Planned
     quality: tuple[LayerQuality, ...]
+    protected: tuple[Protected, ...]
     seconds: float
 
     def to_qdq(self) -> ir.Graph:
@@ -111,8 +116,8 @@ def quantize(
     graph = ir.load(model) if isinstance(model, str) else model
     graph = prepare_graph(graph)
     chosen = load_target(target)
-    planned = {chosen.name: plan_target(graph, chosen, precision, flags)}
-    return quantize_all(graph, {chosen.name: chosen}, planned, precision, batches, recipe)[chosen.name]
+    where = Where(precision, None if flags is None else tuple(flags))
+    return quantize_all(graph, {chosen.name: chosen}, where, batches, recipe)[chosen.name]
 
 
 def prepare_graph(graph: ir.Graph) -> ir.Graph:
@@ -121,24 +126,50 @@ def prepare_graph(graph: ir.Graph) -> ir.Graph:
     return passes.explicit_bias(passes.clean(graph))
 
 
+@dataclass(frozen=True)
+class Where:
+    """What a plan is made for: precision, and the CPU flags of the machine that will run it (None: this machine).
+
+    keep_float: nodes that the user wants in float.
+    """
+
+    precision: str = "w8a8"
+    flags: tuple[str, ...] | None = None
+    keep_float: frozenset[str] = frozenset()
+
+    def plan(self, graph: ir.Graph, target: Target, more: frozenset[str] = frozenset()) -> Planned:
+        """The target's plan; `more` names further nodes to keep in float."""
+        names = {n.name for n in ir.nodes(graph)}
+        unknown = sorted(self.keep_float - names)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], [n for n in names if n], 3)
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            raise ValueError(f"--keep-float: the model has no node {unknown[0]!r}{hint}. See 'modelmill inspect MODEL'")
+        machine = this_machine()
+        flags = frozenset(machine.flags if self.flags is None else self.flags)
+        return targets.plan(graph, target, self.precision, machine.arch, flags, self.keep_float | more)
+
+
 def plan_target(graph: ir.Graph, target: Target, precision: str, flags: Sequence[str] | None) -> Planned:
     """The target's plan on a machine with these CPU flags (None: this machine)."""
-    machine = this_machine()
-    here = machine.flags if flags is None else flags
-    return targets.plan(graph, target, precision, machine.arch, frozenset(here))
+    return Where(precision, None if flags is None else tuple(flags)).plan(graph, target)
 
 
 def quantize_all(
     graph: ir.Graph,
     chosen: Mapping[str, Target],
-    planned: Mapping[str, Planned],
-    precision: str,
+    where: Where,
     batches: Batches,
     recipe: Recipe = DEFAULT,
     show: Show = Silent(),
 ) -> dict[str, Quantized]:
-    """Quantize a clean graph for several targets; calibration data runs through the float model once."""
+    """Quantize a clean graph for several targets; calibration data runs through the float model once.
+
+    Raises:
+        ValueError: a target quantizes nothing in this model, or data or model give NaN.
+    """
     start = time.perf_counter()
+    planned = {name: where.plan(graph, target) for name, target in chosen.items()}
     for name, plan in planned.items():
         if not plan.plan:
             raise ValueError(f"target {name} quantizes nothing in this model; see 'modelmill check MODEL -t {name}'")
@@ -150,17 +181,41 @@ def quantize_all(
     shared = time.perf_counter() - start
     results = {}
     for name, target in chosen.items():
-        start = time.perf_counter()
         with show.step(f"quantize for {name}"):
-            plan = encode(graph, planned[name].plan, statistics, recipe.calibrate)
-            corrected = graph
-            if recipe.bias_correction is not None:
-                corrected, plan = recipe.bias_correction(graph, plan, batches)
-            targets.check(corrected, target, precision, plan)
-            seconds = shared + time.perf_counter() - start
-            quality = layer_quality(graph, corrected, plan, target, next(iter(batches)))
-        results[name] = Quantized(corrected, plan, target, planned[name], quality, seconds)
+            results[name] = _quantize_one(graph, target, planned[name], where, batches, recipe, statistics, shared)
+        if results[name].protected:
+            kept = ", ".join(f"{p.node} ({p.sqnr_db:.1f} dB alone)" for p in results[name].protected)
+            show.say(f"{name}: kept in float, as quantizing them costs the outputs too much: {kept}")
     return results
+
+
+def _quantize_one(
+    graph: ir.Graph,
+    target: Target,
+    planned: Planned,
+    where: Where,
+    batches: Batches,
+    recipe: Recipe,
+    statistics: Mapping[str, Statistics],
+    shared_seconds: float,
+) -> Quantized:
+    start = time.perf_counter()
+    plan = encode(graph, planned.plan, statistics, recipe.calibrate)
+    feeds = next(iter(batches))
+    protected: tuple[Protected, ...] = ()
+    if recipe.protect is not None:
+        layers = [v.node for v in planned.verdicts if v.runs == "integer" and v.op in LAYERS]
+        protected = recipe.protect.choose(graph, plan, layers, feeds)
+        if protected:
+            planned = where.plan(graph, target, frozenset(p.node for p in protected))
+            plan = encode(graph, planned.plan, statistics, recipe.calibrate)
+    corrected = graph
+    if recipe.bias_correction is not None:
+        corrected, plan = recipe.bias_correction(graph, plan, batches)
+    targets.check(corrected, target, where.precision, plan)
+    seconds = shared_seconds + time.perf_counter() - start
+    quality = layer_quality(graph, corrected, plan, target, feeds)
+    return Quantized(corrected, plan, target, planned, quality, protected, seconds)
 
 
 def layer_quality(

@@ -11,14 +11,14 @@ from modelmill import ir, plugins, tasks
 from modelmill.line import deploy, filing, findings, manifest, page
 from modelmill.line.options import BuildOptions
 from modelmill.line.parity import check_parity
-from modelmill.line.quantize import Quantized, load_target, plan_target, prepare_graph, quantize_all
+from modelmill.line.quantize import Quantized, Where, load_target, prepare_graph, quantize_all
 from modelmill.line.report import Deployment, Report, deployment_from_json
 from modelmill.line.show import Show, Silent
 from modelmill.line.source import Images, Source, load_images, load_source
 from modelmill.line.store import Json, Store
 from modelmill.records.machine import this_machine
 from modelmill.runtimes import DeploymentError, EngineMissing
-from modelmill.targets import Planned, Target
+from modelmill.targets import Target
 
 CALIBRATION_BATCH = 64
 
@@ -43,7 +43,6 @@ def build(options: BuildOptions, show: Show = Silent()) -> Report:
         source, options.data, options.calib, options.calibrate, options.limit, options.seed, options.transform
     )
     store = Store(options.out, options.resume)
-    show.say(images.note)
 
     # 2. Clean the graph; the float artifact is what every deployment is compared with.
     graph = prepare_graph(source.graph)
@@ -59,17 +58,18 @@ def build(options: BuildOptions, show: Show = Silent()) -> Report:
     float_score = _float_score(store, key, source, images, next(iter(chosen.values())), limits, show)
 
     # 5. Plan, calibrate and quantize: one pass of the calibration data for all targets.
-    planned = {name: plan_target(graph, t, options.precision, options.flags) for name, t in chosen.items()}
-    for note in (note for plan in planned.values() for note in plan.notes):
+    where = Where(options.precision, options.flags, frozenset(options.keep_float))
+    notes = [images.note, *(note for t in chosen.values() for note in where.plan(graph, t).notes)]
+    for note in notes:
         show.say(note)
-    logs = _quantize(store, key, options, source, images, graph, chosen, planned, show)
+    logs = _quantize(store, key, options, source, images, graph, chosen, where, show)
 
     # 6. Each target on its engine: score, simulate, compare, time. What fails costs that target only.
     deployments = []
     for name, target in chosen.items():
         with_log = {"quantize": logs[name]["seconds"]}
         deployments.append(
-            _deploy(store, key, options, source, images, target, planned[name], limits, with_log, show)
+            _deploy(store, key, options, source, images, target, logs[name]["verdicts"], limits, with_log, show)
         )
 
     # 7. Report, records, manifest.
@@ -87,7 +87,7 @@ def build(options: BuildOptions, show: Show = Silent()) -> Report:
             seconds=round(time.perf_counter() - start, 2),
             folder=str(options.out),
         ),
-        [note for plan in planned.values() for note in plan.notes] + [images.note],
+        notes,
         logs,
         options.allow_fallback,
     )
@@ -106,7 +106,7 @@ def _quantize(
     images: Images,
     graph: ir.Graph,
     chosen: Mapping[str, Target],
-    planned: Mapping[str, Planned],
+    where: Where,
     show: Show,
 ) -> dict[str, Json]:
     """The artifact and the log of every target; targets that an earlier run finished are not quantized again."""
@@ -121,12 +121,13 @@ def _quantize(
     def compute(name: str) -> Callable[[], tuple[Json, dict[str, bytes]]]:
         def run() -> tuple[Json, dict[str, bytes]]:
             if not quantized:
-                quantized.update(quantize_all(graph, chosen, planned, options.precision, batches, options.recipe, show))
+                quantized.update(quantize_all(graph, chosen, where, batches, options.recipe, show))
             made = quantized[name]
             log = {
                 "seconds": round(made.seconds, 3),
                 "plan": made.plan.fingerprint(),
                 "verdicts": [vars(v) for v in made.planned.verdicts],
+                "protected": [vars(p) for p in made.protected],
                 "layers": [vars(q) for q in made.quality],
             }
             return log, {_artifact(name): ir.to_bytes(made.to_qdq())}
@@ -166,7 +167,7 @@ def _deploy(
     source: Source,
     images: Images,
     target: Target,
-    planned: Planned,
+    verdicts: list[Json],
     limits: deploy.Limits,
     seconds: dict[str, float],
     show: Show,
@@ -175,7 +176,7 @@ def _deploy(
     path = store.path(_artifact(target.name))
 
     def compute() -> tuple[Json, dict[str, bytes]]:
-        return deploy.deployment(source, images.evaluation, target, planned, store, path, limits, options.seed, show)
+        return deploy.deployment(source, images.evaluation, target, verdicts, store, path, limits, options.seed, show)
 
     inputs = {**key, "target": repr(target), "artifact": ir.fingerprint(ir.load(path)), "simulate": options.simulate}
     try:

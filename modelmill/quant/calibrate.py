@@ -48,6 +48,7 @@ def encode(graph: ir.Graph, plan: Plan, statistics: Mapping[str, Statistics], op
     constants = ir.constants(graph)
     numbers: dict[Point, QuantSpec | Encoding] = {}
     biases: list[Point] = []
+    leaky = leaky_weights(graph)
     for point in plan:
         spec = plan.spec(point)
         if spec.bits == BIAS_BITS:
@@ -57,10 +58,22 @@ def encode(graph: ir.Graph, plan: Plan, statistics: Mapping[str, Statistics], op
         elif point not in numbers:
             group = [p for p in tied.get(point, (point,)) if p in plan]
             seen = [_statistics(p.value, statistics, constants) for p in group]
-            encoding = choose_encoding(spec, *choose_range(options.activations, merge(seen), spec))
+            negative_weight = max(leaky.get(p.value, 1.0) for p in group)
+            limits = choose_range(options.activations, merge(seen), spec, negative_weight)
+            encoding = choose_encoding(spec, *limits)
             numbers.update(dict.fromkeys(group, encoding))
     encoded = plan.replace(numbers)
     return encode_biases(graph, encoded, biases)
+
+
+def leaky_weights(graph: ir.Graph) -> dict[str, float]:
+    """Values that only a LeakyReLU reads: the square of its slope, by which errors below 0 matter less."""
+    found = {}
+    for node in ir.nodes(graph):
+        value = node.inputs[0] if node.op_type == "LeakyRelu" else None
+        if value is not None and len(list(value.uses())) == 1 and not value.is_graph_output():
+            found[value.name or ""] = min(float(ir.attributes(node).get("alpha", 0.01)) ** 2, 1.0)
+    return found
 
 
 def _is_weight(spec: QuantSpec, array: np.ndarray) -> bool:

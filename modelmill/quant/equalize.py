@@ -1,11 +1,18 @@
-"""Cross-layer equalisation (Nagel et al. 2019, arXiv:1906.04721, section 4.1).
+"""Cross-layer equalisation (Nagel et al. 2019, arXiv:1906.04721, section 4.1), by weights or by activations.
 
 For a pair y = W2 f(W1 x + b1), f positively homogeneous per channel (ReLU, LeakyReLU or nothing), every s > 0 gives
 
-    W2 f(W1 x + b1) = (W2 S) f(S^-1 W1 x + S^-1 b1),     s_c = sqrt(r1_c / r2_c)
+    W2 f(W1 x + b1) = (W2 S) f(S^-1 W1 x + S^-1 b1)
 
-with r1_c = max |W1[c]| over output channel c and r2_c = max |W2[:, c]| over the input channel it feeds. Afterwards both
-ranges are sqrt(r1_c r2_c). Chains are swept until nothing moves. The float output does not change but for rounding.
+so the float output stays, and s may be chosen to make both sides easy to quantize.
+
+by="weights", the paper:   s_c = sqrt(r1_c / r2_c),  r1_c = max |W1[c]|,  r2_c = max |W2[:, c]|, chains swept until nothing moves.
+    Right where weights have one scale per tensor.
+by="activations":          s_c = a_c^alpha / r2_c^(1 - alpha),  a_c = max |f(W1 x + b1)_c| over calibration data,
+    r2_c = max over rows o of |W2[o, c]| / max |W2[o]|. Where weights have a scale per output channel, scaling rows of W1 costs
+    nothing, and what is left to balance is the spread of the activation's channels under one scale (as SmoothQuant, Xiao et
+    al. 2023, arXiv:2211.10438, eq. 4) against the spread within the rows of W2. A depthwise W2 has one input channel per row:
+    then alpha is 1 and all channels get the same range for nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +20,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from modelmill import ir
+from modelmill import executor, ir
 from modelmill.ir import Plan
 from modelmill.quant.observe import Batches
 
@@ -26,28 +34,76 @@ LARGEST_SCALE = 1e4
 
 @dataclass(frozen=True)
 class Equalize:
-    """The equalisation step. sweeps: at most so many passes over all pairs; converged: stop below this change of s."""
+    """The equalisation step.
 
+    by: "activations" or "weights". alpha: see the formula. images: at most so many are run to find a_c. sweeps, converged:
+    by weights, at most so many passes over all pairs, until s changes by less than this.
+    """
+
+    by: str = "activations"
+    alpha: float = 0.5
+    images: int = 64
     sweeps: int = 20
     converged: float = 1e-3
 
+    def __post_init__(self) -> None:
+        if self.by not in ("activations", "weights"):
+            raise ValueError(f"unknown equalisation by {self.by!r}. Choices: activations, weights")
+
     def __call__(self, graph: ir.Graph, plan: Plan, batches: Batches) -> tuple[ir.Graph, Plan]:
-        """A graph with equalised weights and biases, and the same plan. `batches` are not read."""
+        """A graph with equalised weights and biases, and the same plan."""
         made = ir.clone(graph)
         pairs = find_pairs(made)
+        if not pairs:
+            return made, plan
         weights = {n: a.astype(np.float64) for n, a in ir.constants(made).items() if a.dtype == np.float32}
-        for _ in range(self.sweeps):
-            change = 0.0
+        if self.by == "weights":
+            self._sweep(weights, pairs)
+        else:
+            reach = _channel_reach(made, [_between(first) for first, _ in pairs], batches, self.images)
             for first, second in pairs:
-                scale = equalize_pair(weights, first, second)
-                change = max(change, float(np.abs(scale - 1).max()))
-            if change < self.converged:
-                break
+                rescale(weights, first, second, activation_scale(weights, second, reach[_between(first)], self.alpha))
         for node in dict.fromkeys(node for pair in pairs for node in pair):
             for index, value in list(enumerate(node.inputs))[1:3]:
                 if value is not None:
                     ir.set_constant(made, node, index, weights[value.name or ""].astype(np.float32))
         return made, plan
+
+    def _sweep(self, weights: dict[str, np.ndarray], pairs: list[tuple[ir.Node, ir.Node]]) -> None:
+        for _ in range(self.sweeps):
+            change = 0.0
+            for first, second in pairs:
+                scale = weight_scale(weights, first, second)
+                rescale(weights, first, second, scale)
+                change = max(change, float(np.abs(scale - 1).max(initial=0.0)))
+            if change < self.converged:
+                break
+
+
+def _between(first: ir.Node) -> str:
+    """Name of the value that the second node of a pair reads."""
+    follower = _only_reader(first.outputs[0])
+    through = follower is not None and follower.op_type in HOMOGENEOUS
+    return (follower if through and follower is not None else first).outputs[0].name or ""
+
+
+def _channel_reach(graph: ir.Graph, names: list[str], batches: Batches, images: int) -> dict[str, np.ndarray]:
+    """Largest magnitude per channel of the named values over the first images, float64, shape (channels,)."""
+    found: dict[str, torch.Tensor] = {}
+
+    def look(name: str, y: torch.Tensor) -> None:
+        here = y.abs().amax(dim=[d for d in range(y.dim()) if d != 1])
+        found[name] = torch.maximum(found[name], here) if name in found else here
+
+    module = executor.Module(graph)
+    seen = 0
+    with torch.inference_mode():
+        for feeds in batches:
+            module.visit(feeds, names, look)
+            seen += len(next(iter(feeds.values())))
+            if seen >= images:
+                break
+    return {name: reach.double().numpy() for name, reach in found.items()}
 
 
 def find_pairs(graph: ir.Graph) -> list[tuple[ir.Node, ir.Node]]:
@@ -87,22 +143,46 @@ def _scalable(node: ir.Node) -> bool:
     return once and all(a is not None and a.dtype == np.float32 for a in arrays)
 
 
-def equalize_pair(weights: dict[str, np.ndarray], first: ir.Node, second: ir.Node) -> np.ndarray:
-    """Scale one pair in `weights`, in place; the scales s, shape (channels between them,)."""
+def weight_scale(weights: dict[str, np.ndarray], first: ir.Node, second: ir.Node) -> np.ndarray:
+    """The paper's s of one pair, shape (channels between them,); 1 where a side is dead."""
     w1, w2 = _output_major(weights, first), _input_major(weights, second)
     r1 = np.abs(w1).reshape(len(w1), -1).max(axis=1)
     r2 = np.abs(w2).reshape(len(w2), -1).max(axis=1)
-    if len(r1) != len(r2):
-        return np.ones(1)
-    alive = (r1 > SMALLEST_RANGE) & (r2 > SMALLEST_RANGE)
-    scale = np.ones(len(r1))
-    scale[alive] = np.clip(np.sqrt(r1[alive] / r2[alive]), 1 / LARGEST_SCALE, LARGEST_SCALE)
+    return _ratio(np.sqrt(r1), np.sqrt(r2))
+
+
+def activation_scale(weights: dict[str, np.ndarray], second: ir.Node, reach: np.ndarray, alpha: float) -> np.ndarray:
+    """s of one pair by activation ranges `reach`, shape (channels between them,); 1 where a side is dead."""
+    w2 = np.abs(_input_major(weights, second))
+    if _is_depthwise(second):
+        return _ratio(reach, np.full(len(reach), max(reach.max(), SMALLEST_RANGE)))
+    rows = w2.reshape(len(w2), w2.shape[1], -1).max(axis=2)  # (input channel, output channel)
+    share = (rows / np.maximum(rows.max(axis=0), SMALLEST_RANGE)).max(axis=1)
+    scale = _ratio(reach**alpha, share ** (1 - alpha))
+    return np.asarray(scale / np.exp(np.log(scale).mean()))  # the overall magnitude stays
+
+
+def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+    alive = (over > SMALLEST_RANGE) & (under > SMALLEST_RANGE) if len(over) == len(under) else np.zeros(len(over), bool)
+    scale = np.ones(len(over))
+    scale[alive] = np.clip(over[alive] / under[alive], 1 / LARGEST_SCALE, LARGEST_SCALE)
+    return scale
+
+
+def rescale(weights: dict[str, np.ndarray], first: ir.Node, second: ir.Node, scale: np.ndarray) -> None:
+    """Apply s to one pair in `weights`, in place; pairs whose channels cannot be matched stay as they are."""
+    w1, w2 = _output_major(weights, first), _input_major(weights, second)
+    if not len(w1) == len(w2) == len(scale):
+        return
     w1 /= scale.reshape(-1, *[1] * (w1.ndim - 1))
     w2 *= scale.reshape(-1, *[1] * (w2.ndim - 1))
     bias = first.inputs[2] if len(first.inputs) > 2 else None
     if bias is not None:
         weights[bias.name or ""] = weights[bias.name or ""] / scale
-    return scale
+
+
+def _is_depthwise(node: ir.Node) -> bool:
+    return node.op_type == "Conv" and int(ir.attributes(node).get("group", 1)) > 1
 
 
 def _output_major(weights: dict[str, np.ndarray], node: ir.Node) -> np.ndarray:

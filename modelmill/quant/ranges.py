@@ -2,8 +2,10 @@
 
 minmax       the smallest and largest element seen.
 percentile   the range that keeps a given share of the elements on each side.
-mse          the range [a * low, a * high] whose expected squared quantization error is smallest: inside, a step s
+mse          the range [a * low, b * high] whose expected squared quantization error is smallest: inside, a step s
              gives s^2 / 12; outside, the distance to the end is lost. Exact zeros cost nothing, as 0 is always a code.
+             Where a LeakyReLU of slope k reads the tensor, errors below 0 reach the network k times smaller: they are
+             weighted by k^2, and the range spends its codes on the positive side.
 kl           the range whose quantized distribution is closest to the original in Kullback-Leibler divergence
              (Migacz, "8-bit inference with TensorRT", GTC 2017).
 """
@@ -17,12 +19,16 @@ from modelmill.quant.observe import Statistics
 
 METHODS = ("minmax", "percentile", "mse", "kl")
 PERCENTILE = 99.999
-SHRINK = np.linspace(0.2, 1.0, 161)  # candidate shares of the full range
+SHRINK = np.linspace(0.1, 1.0, 91)  # candidate shares of the full range
 KL_CODES = 128
 
 
-def choose_range(method: str, statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
+def choose_range(
+    method: str, statistics: Statistics, spec: QuantSpec, negative_weight: float = 1.0
+) -> tuple[float, float]:
     """The real range to quantize by `method`, one of METHODS.
+
+    `negative_weight` scales squared errors of negative elements (method "mse" only).
 
     Raises:
         ValueError: unknown method (lists the choices).
@@ -35,9 +41,8 @@ def choose_range(method: str, statistics: Statistics, spec: QuantSpec) -> tuple[
     if method == "percentile":
         return _percentile(statistics, low, high)
     if method == "mse":
-        share = SHRINK[np.argmin(_squared_errors(statistics, spec, low, high))]
-    else:
-        share = _kl_share(statistics, low, high)
+        return _smallest_error(statistics, spec, low, high, negative_weight)
+    share = _kl_share(statistics, low, high)
     return float(low * share), float(high * share)
 
 
@@ -53,24 +58,34 @@ def _percentile(statistics: Statistics, low: float, high: float) -> tuple[float,
     return max(low, min(float(centers[kept][0]), 0.0)), min(high, max(float(centers[kept][-1]), 0.0))
 
 
-def _squared_errors(statistics: Statistics, spec: QuantSpec, low: float, high: float) -> np.ndarray:
-    """Expected squared error of every candidate share, shape (len(SHRINK),)."""
-    counts, centers = statistics.counts, statistics.centers
-    lows, highs = low * SHRINK, high * SHRINK
+def _smallest_error(
+    statistics: Statistics, spec: QuantSpec, low: float, high: float, negative_weight: float
+) -> tuple[float, float]:
+    """The candidate range with the smallest expected squared error."""
+    lows = low * SHRINK if low < 0 else np.zeros(1)
+    highs = high * SHRINK if high > 0 else np.zeros(1)
     if spec.symmetric:
-        steps = np.maximum(highs / max(spec.qmax, 1), -lows / max(-spec.qmin, spec.qmax))
-        lows, highs = steps * min(spec.qmin, -spec.qmax), steps * spec.qmax
+        reach = np.maximum(-low, high) * SHRINK
+        steps = reach / spec.qmax
+        ends = np.maximum(-reach, -reach if low < 0 else 0.0), reach
     else:
-        steps = (highs - lows) / (spec.qmax - spec.qmin)
+        ends = tuple(g.reshape(-1) for g in np.meshgrid(lows, highs, indexing="ij"))
+        steps = (ends[1] - ends[0]) / (spec.qmax - spec.qmin)
+    counts, centers = statistics.counts, statistics.centers
+    weights = counts * np.where(centers < 0, negative_weight, 1.0)
     # Tail sums by prefix: sum over c > h of n (c - h)^2 = S2 - 2 h S1 + h^2 S0.
-    sums = [np.concatenate([[0.0], np.cumsum(counts * centers**k)]) for k in range(3)]
-    right = np.searchsorted(centers, highs)
-    left = np.searchsorted(centers, lows)
-    over = [s[-1] - s[right] for s in sums]
-    under = [s[left] for s in sums]
+    sums = [np.concatenate([[0.0], np.cumsum(weights * centers**k)]) for k in range(3)]
+    right, left = np.searchsorted(centers, ends[1]), np.searchsorted(centers, ends[0])
+    over, under = [s[-1] - s[right] for s in sums], [s[left] for s in sums]
     inside = sums[0][-1] - over[0] - under[0]
-    clipped = over[2] - 2 * highs * over[1] + highs**2 * over[0] + under[2] - 2 * lows * under[1] + lows**2 * under[0]
-    return np.asarray(inside * steps**2 / 12 + clipped)
+    errors = inside * steps**2 / 12 + _clipped(over, ends[1]) + _clipped(under, ends[0])
+    best = int(np.argmin(errors))
+    return float(ends[0][best]), float(ends[1][best])
+
+
+def _clipped(tail: list[np.ndarray], end: np.ndarray) -> np.ndarray:
+    """Squared distance to `end`, summed over a tail with the power sums `tail`."""
+    return np.asarray(tail[2] - 2 * end * tail[1] + end**2 * tail[0])
 
 
 def _kl_share(statistics: Statistics, low: float, high: float) -> float:

@@ -57,14 +57,23 @@ def guarded_scheme(
     return scheme, None
 
 
-def plan(graph: ir.Graph, target: Target, precision: str, architecture: str, flags: frozenset[str]) -> Planned:
+def plan(
+    graph: ir.Graph,
+    target: Target,
+    precision: str,
+    architecture: str,
+    flags: frozenset[str],
+    keep_float: frozenset[str] = frozenset(),
+) -> Planned:
     """Plan `graph` for `target` at `precision` on a CPU of `architecture` with `flags`.
+
+    `keep_float` names nodes that no rule shall match.
 
     Raises:
         ValueError: the target does not have this precision.
     """
     scheme, guard = guarded_scheme(target, precision, architecture, flags)
-    run = _Planner(graph, target, scheme)
+    run = _Planner(graph, target, scheme, keep_float)
     run.mark_units()
     run.mark_integer_nodes()
     notes: tuple[str, ...] = ()
@@ -157,10 +166,11 @@ def _role(rule: OpRule, index: int) -> Role:
 class _Planner:
     """The state of one `plan` call."""
 
-    def __init__(self, graph: ir.Graph, target: Target, scheme: Scheme) -> None:
+    def __init__(self, graph: ir.Graph, target: Target, scheme: Scheme, keep_float: frozenset[str]) -> None:
         self.graph, self.target, self.scheme = graph, target, scheme
         self.nodes = ir.nodes(graph)
-        self.matches = {id(n): match(n, target) for n in self.nodes}
+        kept = (None, "kept in float: its quantization costs too much, or it was asked for")
+        self.matches = {id(n): kept if n.name in keep_float else match(n, target) for n in self.nodes}
         self.last: dict[int, ir.Node] = {}  # first node of a unit -> its last node
         self.fused_into: dict[int, ir.Node] = {}  # follower -> first node of its unit
         self.inner: set[str] = set()
