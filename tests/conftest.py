@@ -12,6 +12,7 @@ import pytest
 from modelmill import ir
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as modelmill.cli.main does, before torch loads
 
 
 @pytest.fixture(scope="session")

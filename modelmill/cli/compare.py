@@ -17,7 +17,7 @@ EPILOG = options.EXAMPLE + (
 )
 
 
-@click.command("compare", epilog=EPILOG, short_help="Is one model really better than another?")
+@click.command("compare", epilog=EPILOG, short_help="Which of two models is really better.")
 @click.argument("reference")
 @click.argument("candidate", required=False)
 @options.targets

@@ -12,6 +12,7 @@ A command is a file here whose PLUGIN is a click command; nothing heavy is impor
 import difflib
 import functools
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -95,3 +96,6 @@ def main(debug: bool) -> None:
 
     Exit codes: 0 fine, 1 a finding (not accepted, worse, not on integers), 2 wrong input.
     """
+    # PyTorch's OpenMP lets threads spin at every barrier; on a machine that is shared they wait for
+    # one another's time slices, which made runs up to thirty times as long. Read when torch loads.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -1,0 +1,111 @@
+"""A tiny classifier with card and data, and the demo's folder, for tests of the line and the commands."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.reference
+import pytest
+
+TINY = """g (float[N,1,8,8] x) => (float[N,4] y) {
+  c1 = Conv<kernel_shape=[3,3], pads=[1,1,1,1], strides=[2,2]>(x, w1, b1)
+  r1 = Relu(c1)
+  c2 = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(r1, w2, b2)
+  s = Add(c2, r1)
+  r2 = Relu(s)
+  p = GlobalAveragePool(r2)
+  f = Flatten(p)
+  y = Gemm<transB=1>(f, w3, b3)
+}"""
+CARD = {
+    "task": "classification",
+    "input": {
+        "layout": "NCHW", "size": [8, 8], "color": "GRAY", "resize": None,
+        "scale": 1 / 255, "mean": [0.5], "std": [0.25],
+    },
+    "output": {"decode": "argmax"},
+    "classes": 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Paths of a float model whose own answers are the labels, so that its float score is 1."""
+
+    folder: Path
+
+    @property
+    def model(self) -> str:
+        return str(self.folder / "tiny.onnx")
+
+    @property
+    def data(self) -> str:
+        return str(self.folder / "data.npz")
+
+    @property
+    def card(self) -> Path:
+        return self.folder / "tiny.json"
+
+
+@pytest.fixture(scope="session")
+def make_tiny(proto_from_text: Callable[..., onnx.ModelProto]) -> Callable[..., Tiny]:
+    """folder, n images, hair -> Tiny. `hair`: classes 0, 1 differ by less than 8 bits can hold."""
+
+    def make(folder: Path, n: int = 60, hair: bool = False) -> Tiny:
+        rng = np.random.default_rng(0)
+        level = rng.integers(0, 160, (n, 1, 1)) + rng.integers(0, 96, (n, 8, 8))
+        pictures = level.astype(np.uint8)
+        x = ((pictures / 255 - 0.5) / 0.25).astype(np.float32)[:, None]
+        weights = {
+            "w1": rng.normal(0, 0.5, (8, 1, 3, 3)), "b1": rng.normal(0, 0.5, 8),
+            "w2": rng.normal(0, 0.2, (8, 8, 3, 3)), "b2": rng.normal(0, 0.5, 8),
+            "w3": rng.normal(0, 1, (4, 8)), "b3": np.zeros(4),
+        }  # fmt: skip
+        if hair:
+            weights["w3"][1:] = weights["w3"][0]
+            weights["w3"][1] += rng.normal(0, 1e-3, 8)
+        weights = {name: array.astype(np.float32) for name, array in weights.items()}
+        proto = proto_from_text(TINY, 17, **weights)
+        y = onnx.reference.ReferenceEvaluator(proto).run(None, {"x": x})[0]
+        weights["b3"] = -np.median(y, axis=0)  # every class wins somewhere
+        if hair:
+            weights["b3"] -= np.array([0, 0, 9, 9], np.float32)
+        proto = proto_from_text(TINY, 17, **weights)
+        y = onnx.reference.ReferenceEvaluator(proto).run(None, {"x": x})[0]
+        onnx.save(proto, folder / "tiny.onnx")
+        (folder / "tiny.json").write_text(json.dumps(CARD))
+        np.savez(folder / "data.npz", x=pictures, y=y.argmax(1))
+        return Tiny(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(make_tiny: Callable[..., Tiny], tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def quick() -> Iterator[None]:
+    """Latencies are measured with real engines but in a fraction of the usual time."""
+    from modelmill.latency import Effort, measure
+    from modelmill.line import bench, deploy
+
+    least = Effort(blocks=3, block_ms=3.0, warmups=1, rounds=1)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (deploy, bench):
+            patch.setattr(module, "measure", lambda s, f, effort: measure(s, f, least))
+        yield
+
+
+@pytest.fixture(scope="session")
+def demo_build(quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `demo-build`, made by one epoch of the demo."""
+    from modelmill.line.demo import DemoOptions, demo
+
+    out = tmp_path_factory.mktemp("demo") / "demo-build"
+    demo(DemoOptions(out, epochs=1, simulate=20))
+    return out
