@@ -53,6 +53,7 @@ BESIDE_MANIFEST = {"manifest", "out", "resume", "dry_run", "db", "form"}
 @click.option("--resume", is_flag=True, help="Continue the build in OUT: finished steps are kept.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
 @options.cpu_flags
+@options.keep_float
 @click.option(
     "--simulate",
     type=int,
@@ -85,6 +86,7 @@ def build(  # noqa: PLR0913 (a command's options)
     resume: bool,
     dry_run: bool,
     cpu_flags: str | None,
+    keep_float: tuple[str, ...],
     simulate: int,
     timeout: float,
     allow_fallback: bool,
@@ -123,6 +125,7 @@ def build(  # noqa: PLR0913 (a command's options)
         seed=seed,
         resume=resume,
         flags=options.parse_flags(cpu_flags),
+        keep_float=keep_float,
         simulate=simulate,
         timeout_s=timeout,
         allow_fallback=allow_fallback,

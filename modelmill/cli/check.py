@@ -19,14 +19,16 @@ EPILOG = options.EXAMPLE + "modelmill check demo-build/digits.onnx -t ort_cpu -t
 @options.targets
 @options.precision
 @options.cpu_flags
+@options.keep_float
 @options.card
 @click.option("--all", "everything", is_flag=True, help="List the nodes on integers, too.")
 @options.form
-def check(
+def check(  # noqa: PLR0913 (a command's options)
     model: str,
     targets: tuple[str, ...],
     precision: str,
     cpu_flags: str | None,
+    keep_float: tuple[str, ...],
     card: Path | None,
     everything: bool,
     form: str,
@@ -45,7 +47,10 @@ def check(
     if not targets:
         raise click.UsageError("Missing -t / --target, for example -t ort_cpu.")
     flags = options.parse_flags(cpu_flags)
-    found = [read_rules(model, t, precision=precision, flags=flags, card=card) for t in targets]
+    found = [
+        read_rules(model, t, precision=precision, flags=flags, keep_float=keep_float, card=card)
+        for t in targets
+    ]
     if form == "json":
         print_json([checked.to_json() for checked in found])
     else:

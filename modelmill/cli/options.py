@@ -55,6 +55,12 @@ cpu_flags = click.option(
     help="Instruction set of the machine that will run it, if not this one: 'avx2,fma,...' or a "
     "copy of its /proc/cpuinfo.",
 )
+keep_float = click.option(
+    "--keep-float",
+    multiple=True,
+    metavar="NODE",
+    help="Name of a node that is to stay in float, see `modelmill check --all`; repeatable.",
+)
 threads = click.option("--threads", type=int, help="Of the engine. Default: all cores.")
 timeout = click.option(
     "--timeout",

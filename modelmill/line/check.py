@@ -13,7 +13,7 @@ from typing import Any
 
 from modelmill import executor, ir
 from modelmill.line.inspect import Model, label, open_graph
-from modelmill.line.quantize import load_target, plan_target, prepare_graph
+from modelmill.line.quantize import Where, load_target, prepare_graph
 from modelmill.targets import Verdict
 from modelmill.tasks import Card
 
@@ -26,7 +26,7 @@ class Checked:
     """What a target makes of a model.
 
     verdicts: one per node of the cleaned graph. notes: what the user must be told, such as narrowed
-    weights. heavy: nodes with weights that would run in float. unknown: (node, operator) that the
+    weights. heavy: nodes with weights that would run in float unasked. unknown: (node, operator) that the
     simulation lacks, so that no build is possible.
     """
 
@@ -61,6 +61,7 @@ def check(
     *,
     precision: str = "w8a8",
     flags: Sequence[str] | None = None,
+    keep_float: Sequence[str] = (),
     card: str | Path | Card | None = None,
 ) -> Checked:
     """Read a target's rules against a model.
@@ -70,6 +71,7 @@ def check(
         target: name of a target, or path of a file with one; its engine need not be installed.
         precision: wXaY.
         flags: CPU flags of the machine that will run it, as in /proc/cpuinfo; None: this machine.
+        keep_float: names of nodes that are to stay in float.
         card: needed for a PyTorch network alone.
 
     Raises:
@@ -80,10 +82,12 @@ def check(
     graph = open_graph(model, card)
     unknown = tuple(executor.unsupported(graph))
     graph = prepare_graph(graph)
-    planned = plan_target(graph, chosen, precision, flags)
+    where = Where(precision, None if flags is None else tuple(flags), frozenset(keep_float))
+    planned = where.plan(graph, chosen)
     weighted = {
         node.name for node in ir.nodes(graph) if node.op_type in HEAVY and _has_weights(node)
     }
+    weighted -= set(keep_float)
     heavy = tuple(v for v in planned.verdicts if v.runs == "float" and v.node in weighted)
     return Checked(
         label(model),

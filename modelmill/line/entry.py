@@ -33,6 +33,7 @@ def build(  # noqa: PLR0913 (keyword arguments are the interface)
     resume: bool = False,
     recipe: Recipe = DEFAULT,
     flags: Sequence[str] | None = None,
+    keep_float: Sequence[str] = (),
     simulate: int = 1000,
     timeout_s: float = 300.0,
     allow_fallback: bool = False,
@@ -57,6 +58,7 @@ def build(  # noqa: PLR0913 (keyword arguments are the interface)
         resume: continue the build that the folder holds.
         recipe: the steps of quantization.
         flags: CPU flags of the machine that will run it; None: this machine.
+        keep_float: names of nodes that are to stay in float.
         simulate: images that the simulation runs on.
         timeout_s: of one request to an engine.
         allow_fallback: accept planned integer operators that ran in float.
@@ -85,6 +87,7 @@ def build(  # noqa: PLR0913 (keyword arguments are the interface)
         resume=resume,
         recipe=recipe,
         flags=tuple(flags) if flags is not None else None,
+        keep_float=tuple(keep_float),
         simulate=simulate,
         timeout_s=timeout_s,
         allow_fallback=allow_fallback,

@@ -9,9 +9,9 @@ from typing import Any
 from modelmill import ir, plugins
 from modelmill.line.check import Checked
 from modelmill.line.options import BuildOptions
-from modelmill.line.quantize import load_target, plan_target, prepare_graph
+from modelmill.line.quantize import Where, load_target, prepare_graph
 from modelmill.line.source import load_images, load_source
-from modelmill.line.store import OutputError
+from modelmill.line.store import OutputError, check_folder
 from modelmill.runtimes import EngineMissing
 
 
@@ -68,9 +68,10 @@ def rehearse(options: BuildOptions) -> Rehearsal:
     )
     graph = prepare_graph(source.graph)
     facts = ir.statistics(ir.with_batch(graph, 1) if source.batch is None else graph)
+    where = Where(options.precision, options.flags, frozenset(options.keep_float))
     checked = []
     for target in chosen:
-        planned = plan_target(graph, target, options.precision, options.flags)
+        planned = where.plan(graph, target)
         names = (source.name, target.name, target.runtime, options.precision)
         checked.append(Checked(*names, planned.verdicts, planned.notes, (), ()))
     counts = {"calibration": len(images.calibration), "evaluation": len(images.evaluation)}
@@ -111,13 +112,7 @@ def _steps(
 def _check_folder(options: BuildOptions) -> None:
     """What can be known of the output folder without writing to it."""
     folder = options.out
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; choose a folder with -o")
-    if (folder / "cache").exists() and not options.resume:
-        raise OutputError(
-            f"{folder} holds an earlier build; add --resume to continue it, or choose another "
-            "folder with -o"
-        )
+    check_folder(folder, options.resume)
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise OutputError(f"cannot make {folder}: {existing} is not writable; choose with -o")

@@ -1,4 +1,5 @@
-"""The production line: a trained model in, verified artifacts and a report out. Read `build` from top to bottom."""
+"""The production line: a trained model in, verified artifacts and a report out. Read `build` from
+top to bottom."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from modelmill.line.source import Images, Source, load_images, load_source
 from modelmill.line.store import Json, Store
 from modelmill.records.machine import this_machine
 from modelmill.runtimes import DeploymentError, EngineMissing
+from modelmill.runtimes.worker import probe
 from modelmill.targets import Target
 
 CALIBRATION_BATCH = 64
@@ -27,20 +29,30 @@ def build(options: BuildOptions, show: Show = Silent()) -> Report:
     """Run the whole line.
 
     Raises:
-        ValueError: wrong input; the text says what, where, why and the next command. Nothing finished is lost.
+        ValueError: wrong input; the text says what, where, why and the next command. Nothing
+        finished is lost.
     """
     start = time.perf_counter()
 
-    # 1. What was asked: model, card, images, targets, engines. Everything that can be wrong is found here.
+    # 1. What was asked: model, card, images, targets, engines. Everything that can be wrong is
+    # found here.
     chosen = {target.name: target for target in map(load_target, options.targets)}
     for target in chosen.values():
         target.scheme(options.precision)
         missing = plugins.load("modelmill.runtimes", target.runtime).missing()
         if missing:
-            raise EngineMissing(f"target {target.name} needs {target.runtime}, which is not installed; run: {missing}")
+            raise EngineMissing(
+                f"target {target.name} needs {target.runtime}, which is not installed; run: {missing}"
+            )
     source = load_source(options.model, options.card)
     images = load_images(
-        source, options.data, options.calib, options.calibrate, options.limit, options.seed, options.transform
+        source,
+        options.data,
+        options.calib,
+        options.calibrate,
+        options.limit,
+        options.seed,
+        options.transform,
     )
     store = Store(options.out, options.resume)
 
@@ -50,12 +62,18 @@ def build(options: BuildOptions, show: Show = Silent()) -> Report:
     key = manifest.keys(options, source, images, graph)
 
     # 3. The executor must compute what the engines compute, or nothing later means anything.
-    limits = deploy.Limits(threads=this_machine().cores, timeout_s=options.timeout_s, simulate=options.simulate)
+    limits = deploy.Limits(
+        threads=this_machine().cores, timeout_s=options.timeout_s, simulate=options.simulate
+    )
+    broken: dict[str, str] = {}  # engines that fail on the float model already, and how
     for name in sorted({target.runtime for target in chosen.values()}):
-        check_parity(graph, source, images.evaluation, name, store, key, limits)
+        try:
+            check_parity(graph, source, images.evaluation, name, store, key, limits)
+        except DeploymentError as error:
+            broken[name] = f"the float model does not run on {name}: {error}"
 
-    # 4. Float score, on the first target's engine.
-    float_score = _float_score(store, key, source, images, next(iter(chosen.values())), limits, show)
+    # 4. Float score, on the first engine that runs it.
+    float_score = _float_score(store, key, source, images, chosen, broken, limits, show)
 
     # 5. Plan, calibrate and quantize: one pass of the calibration data for all targets.
     where = Where(options.precision, options.flags, frozenset(options.keep_float))
@@ -64,12 +82,29 @@ def build(options: BuildOptions, show: Show = Silent()) -> Report:
         show.say(note)
     logs = _quantize(store, key, options, source, images, graph, chosen, where, show)
 
-    # 6. Each target on its engine: score, simulate, compare, time. What fails costs that target only.
+    # 6. Each target on its engine: score, simulate, compare, time. What fails costs that target
+    # only.
     deployments = []
     for name, target in chosen.items():
         with_log = {"quantize": logs[name]["seconds"]}
+        if target.runtime in broken:
+            deployments.append(
+                _failed(options, target, store, with_log, broken[target.runtime], show)
+            )
+            continue
         deployments.append(
-            _deploy(store, key, options, source, images, target, logs[name]["verdicts"], limits, with_log, show)
+            _deploy(
+                store,
+                key,
+                options,
+                source,
+                images,
+                target,
+                logs[name]["verdicts"],
+                limits,
+                with_log,
+                show,
+            )
         )
 
     # 7. Report, records, manifest.
@@ -92,7 +127,9 @@ def build(options: BuildOptions, show: Show = Silent()) -> Report:
         options.allow_fallback,
     )
     store.write_json("report.json", report.to_json())
-    store.write_json("manifest.json", manifest.manifest(options, source, images, key, report, store))
+    store.write_json(
+        "manifest.json", manifest.manifest(options, source, images, key, report, store)
+    )
     store.write("report.html", page.render(report, store, logs).encode())
     filing.file_records(report, options, store, manifest.build_id(key))
     return report
@@ -109,12 +146,17 @@ def _quantize(
     where: Where,
     show: Show,
 ) -> dict[str, Json]:
-    """The artifact and the log of every target; targets that an earlier run finished are not quantized again."""
+    """The artifact and the log of every target; targets that an earlier run finished are not
+    quantized again."""
     batch = source.batch or CALIBRATION_BATCH
     count = len(images.calibration)
     batches = tasks.batches(
-        images.calibration, range(count - count % batch if source.batch else count), tasks.prepare(source.card),
-        batch, source.input_name, read_ahead=True,
+        images.calibration,
+        range(count - count % batch if source.batch else count),
+        tasks.prepare(source.card),
+        batch,
+        source.input_name,
+        read_ahead=True,
     )
     quantized: dict[str, Quantized] = {}
 
@@ -145,19 +187,34 @@ def _artifact(target: str) -> str:
 
 
 def _float_score(
-    store: Store, key: Json, source: Source, images: Images, target: Target, limits: deploy.Limits, show: Show
+    store: Store,
+    key: Json,
+    source: Source,
+    images: Images,
+    chosen: Mapping[str, Target],
+    broken: dict[str, str],
+    limits: deploy.Limits,
+    show: Show,
 ) -> Json:
-    def compute() -> tuple[Json, dict[str, bytes]]:
-        result, _ = deploy.score(
-            source, target.runtime, store.path(deploy.FLOAT_ARTIFACT), images.evaluation, limits, show,
-            f"score float on {target.runtime}",
-        )
-        return {"score": result.value, "n": result.n, "metrics": result.metrics}, {}
+    """The float score on the first engine that can; those that fail are added to `broken`."""
 
-    try:
-        return store.step("float-score", {**key, "runtime": target.runtime}, compute)
-    except DeploymentError as error:
-        raise ValueError(f"the float model does not run on {target.runtime}: {error}") from error
+    def compute(runtime: str) -> Callable[[], tuple[Json, dict[str, bytes]]]:
+        def run() -> tuple[Json, dict[str, bytes]]:
+            path = store.path(deploy.FLOAT_ARTIFACT)
+            label = f"score float on {runtime}"
+            result, _ = deploy.score(source, runtime, path, images.evaluation, limits, show, label)
+            return {"score": result.value, "n": result.n, "metrics": result.metrics}, {}
+
+        return run
+
+    for runtime in dict.fromkeys(target.runtime for target in chosen.values()):
+        if runtime in broken:
+            continue
+        try:
+            return store.step("float-score", {**key, "runtime": runtime}, compute(runtime))
+        except DeploymentError as error:
+            broken[runtime] = f"the float model does not run on {runtime}: {error}"
+    raise ValueError("; ".join(broken.values()))
 
 
 def _deploy(
@@ -176,20 +233,43 @@ def _deploy(
     path = store.path(_artifact(target.name))
 
     def compute() -> tuple[Json, dict[str, bytes]]:
-        return deploy.deployment(source, images.evaluation, target, verdicts, store, path, limits, options.seed, show)
+        return deploy.deployment(
+            source, images.evaluation, target, verdicts, store, path, limits, options.seed, show
+        )
 
-    inputs = {**key, "target": repr(target), "artifact": ir.fingerprint(ir.load(path)), "simulate": options.simulate}
+    inputs = {
+        **key,
+        "target": repr(target),
+        "artifact": ir.fingerprint(ir.load(path)),
+        "simulate": options.simulate,
+    }
     try:
         held = store.step(f"deploy-{target.name}", inputs, compute)
     except DeploymentError as error:
-        show.say(f"{target.name} failed: {error}")
-        version = plugins.load("modelmill.runtimes", target.runtime).version()
-        return Deployment(
-            target.name, target.runtime, version, options.precision, _artifact(target.name), path.stat().st_size,
-            seconds=seconds, failed=str(error),
-        )
+        return _failed(options, target, store, seconds, str(error), show)
     held = {**held, "seconds": {**seconds, **held["seconds"]}, "precision": options.precision}
     return deployment_from_json({**held, "artifact": _artifact(target.name)})
+
+
+def _failed(
+    options: BuildOptions,
+    target: Target,
+    store: Store,
+    seconds: dict[str, float],
+    why: str,
+    show: Show,
+) -> Deployment:
+    """A deployment of which there is an artifact, and the reason why there is nothing else."""
+    show.say(f"{target.name} failed: {why}")
+    try:
+        version = probe(target.runtime)  # in a worker: an engine that fails is not imported here
+    except DeploymentError:
+        version = ""
+    artifact = _artifact(target.name)
+    return Deployment(
+        target.name, target.runtime, version, options.precision, artifact,
+        store.path(artifact).stat().st_size, seconds=seconds, failed=why,
+    )  # fmt: skip
 
 
 def _model_facts(source: Source, graph: ir.Graph) -> Json:
@@ -208,4 +288,3 @@ def _peak_memory_mib() -> float:
     """Largest resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024 if sys.platform != "darwin" else peak / 2**20
-

@@ -1,8 +1,10 @@
-"""The folder of one build: whole files or none, and finished steps that a resumed build does not redo.
+"""The folder of one build: whole files or none, and finished steps that a resumed build does not
+redo.
 
-A step's result is `cache/NAME-KEY.json`, KEY a hash over everything it was computed from. Files it made lie beside it under
-`artifacts/` and are listed with their hashes: a file that is missing or altered makes the step count as not done. Every file
-is written under a temporary name, flushed to the disk and renamed, so that a kill or a full disk never leaves half of one.
+A step's result is `cache/NAME-KEY.json`, KEY a hash over everything it was computed from. Files it
+made lie beside it under `artifacts/` and are listed with their hashes: a file that is missing or
+altered makes the step count as not done. Every file is written under a temporary name, flushed to
+the disk and renamed, so that a kill or a full disk never leaves half of one.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +23,21 @@ Json = dict[str, Any]
 
 class OutputError(ValueError):
     """The output folder cannot be used or written; the text says why and what to do."""
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Whether a build may go there, as far as can be known without writing.
+
+    Raises:
+        OutputError: it is a file, or holds an earlier build and `resume` is False.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; choose a folder with -o")
+    if (folder / "cache").exists() and not resume:
+        raise OutputError(
+            f"{folder} holds an earlier build; add --resume to continue it, or choose another "
+            "folder with -o"
+        )
 
 
 class Store:
@@ -33,17 +51,14 @@ class Store:
         self.folder, self.resume = folder, resume
         self.redone: list[str] = []
         self.reused: list[str] = []
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder} is a file; choose a folder with -o")
-        if (folder / "cache").exists() and not resume:
-            raise OutputError(
-                f"{folder} holds an earlier build; add --resume to continue it, or choose another folder with -o"
-            )
+        check_folder(folder, resume)
         try:
             for part in ("cache", "artifacts", "details"):
                 (folder / part).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"cannot make {folder}: {error.strerror}; choose a writable folder with -o") from error
+            raise OutputError(
+                f"cannot make {folder}: {error.strerror}; choose a writable folder with -o"
+            ) from error
         self.write("cache/.writable", b"")
 
     def path(self, name: str) -> Path:
@@ -59,11 +74,16 @@ class Store:
         path = self.path(name)
         temporary = ""
         try:
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+            handle, temporary = tempfile.mkstemp(
+                prefix=f".{path.name}.", suffix=".part", dir=path.parent
+            )
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private
             os.replace(temporary, path)
         except OSError as error:
             if temporary:
@@ -78,13 +98,17 @@ class Store:
         """Write `value` as indented JSON with sorted keys left as given."""
         return self.write(name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
-    def step(self, name: str, inputs: Json, compute: Callable[[], tuple[Json, Mapping[str, bytes]]]) -> Json:
-        """The JSON result of a step: what an earlier run stored for the same inputs, else `compute`d and stored now.
+    def step(
+        self, name: str, inputs: Json, compute: Callable[[], tuple[Json, Mapping[str, bytes]]]
+    ) -> Json:
+        """The JSON result of a step: what an earlier run stored for the same inputs, else
+        `compute`d and stored now.
 
         `compute` gives the result and the files (name under the folder -> bytes) that belong to it.
         """
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
-        entry = f"cache/{name}-{key}.json"
+        file_name = re.sub(r"[^\w.-]+", "_", name)  # an engine may be a path
+        entry = f"cache/{file_name}-{key}.json"
         stored = self._stored(entry) if self.resume else None
         if stored is not None:
             self.reused.append(name)

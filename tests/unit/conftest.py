@@ -1,4 +1,4 @@
-"""A tiny classifier with card and data, and the demo's folder, for tests of the line and the commands."""
+"""A tiny classifier with card and data, and the demo's folder, for the line and the commands."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""`modelmill build`: the good case, every kind of wrong input, and what survives an interruption."""
+"""`modelmill build`: the good case, every kind of wrong input, and what an interruption leaves."""
 
 import json
 import os
@@ -311,18 +311,94 @@ def test_missing_arguments(run, tiny):
     assert result.exit_code == 2 and "--data" in result.stderr
 
 
-def test_an_engine_that_is_not_installed(run, tiny, tmp_path):
-    chip = tmp_path / "chip.py"
-    chip.write_text(
-        "from dataclasses import replace\n"
-        "from modelmill.targets.ort_cpu import PLUGIN as ORT\n"
-        f"PLUGIN = replace(ORT, name='chip', runtime={str(ABSENT)!r})\n"
-    )
+@pytest.fixture
+def chip_on(tmp_path):
+    """chip_on(engine file) -> the file of a target `chip` that runs on it."""
+
+    def make(engine):
+        chip = tmp_path / "chip.py"
+        chip.write_text(
+            "from dataclasses import replace\n"
+            "from modelmill.targets.ort_cpu import PLUGIN as ORT\n"
+            f"PLUGIN = replace(ORT, name='chip', runtime={str(engine)!r})\n"
+        )
+        return chip
+
+    return make
+
+
+def test_an_engine_that_is_not_installed(run, tiny, tmp_path, chip_on):
+    chip = chip_on(ABSENT)
     for more in ((), ("--dry-run",)):
         out = tmp_path / "out"
         result = run("build", tiny.model, "-d", tiny.data, "-t", chip, "-o", out, *more)
         assert result.exit_code == 2 and "pip install" in result.stderr
         assert not out.exists()
+
+
+ENGINE = """
+import os, time
+from modelmill.runtimes.onnxruntime import PLUGIN as ORT
+
+
+class Failing:
+    name, supported, pip = "failing", ORT.supported, ORT.pip
+    missing, version = ORT.missing, ORT.version
+
+    def open(self, path, options):
+        if os.path.basename(path) == {file!r}:
+            {deed}
+        return ORT.open(path, options)
+
+
+PLUGIN = Failing()
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "deed", "words"),
+    [
+        ("chip.onnx", "os.abort()", "crashed (SIGABRT)"),
+        ("chip.onnx", "time.sleep(1000)", "within 3 s"),
+        ("chip.onnx", "bytearray(1 << 60)", "out of memory"),
+        (".parity.onnx", "os.abort()", "the float model does not run"),
+        ("float.onnx", "os.abort()", "the float model does not run"),
+    ],
+)
+def test_an_engine_that_fails_costs_its_deployment_only(
+    run, tiny, tmp_path, chip_on, file, deed, words
+):
+    (tmp_path / "engine.py").write_text(ENGINE.format(file=file, deed=deed))
+    chip = chip_on(tmp_path / "engine.py")
+    out = tmp_path / "out"
+    asked = ("build", tiny.model, "-d", tiny.data, "-t", chip, "-t", "ort_cpu", "-o", out, *ENOUGH)
+    result = run(*asked, "--timeout", "3", "--format", "json")
+    assert result.exit_code == 1
+    failed, fine = json.loads(result.stdout)["deployments"]
+    assert words in failed["failed"] and failed["score"] is None
+    assert fine["failed"] is None and fine["score"]["deployed"] > 0.5
+    if words == "out of memory":  # one case is enough
+        (tmp_path / "engine.py").write_text(ENGINE.format(file="", deed="pass"))
+        assert run(*asked, "--resume").exit_code == 0  # what failed is tried again
+        steps = json.loads((out / "manifest.json").read_bytes())["steps"]
+        assert steps["done"] == ["deploy-chip"] and "deploy-ort_cpu" in steps["reused"]
+
+
+def test_no_engine_runs_the_float_model(run, tiny, tmp_path, chip_on):
+    (tmp_path / "engine.py").write_text(ENGINE.format(file=".parity.onnx", deed="os.abort()"))
+    chip = chip_on(tmp_path / "engine.py")
+    result = run("build", tiny.model, "-d", tiny.data, "-t", chip, "-o", tmp_path / "out")
+    assert result.exit_code == 2 and "the float model does not run" in result.stderr
+
+
+def test_keep_float(run, tiny, tmp_path):
+    asked = ("build", tiny.model, "-d", tiny.data, "-t", "ort_cpu", "-o", tmp_path / "out")
+    plan = run(*asked, "--dry-run", "--keep-float", "nothing")
+    assert plan.exit_code == 2 and "nothing" in plan.stderr
+    checked = json.loads(run("check", tiny.model, "-t", "ort_cpu", "--format", "json").stdout)[0]
+    names = [v["node"] for v in checked["verdicts"]]
+    plan = json.loads(run(*asked, "--dry-run", "--keep-float", names[0], "--format", "json").stdout)
+    assert plan["targets"][0]["verdicts"][0]["runs"] == "float"
 
 
 def test_out_is_a_file(run, tiny, tmp_path):
