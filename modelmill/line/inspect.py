@@ -81,20 +81,27 @@ def open_graph(model: Model, card: str | Path | Card | None) -> ir.Graph:
     """
     if isinstance(model, ir.Graph):
         return model
-    text = str(model)
-    if text.endswith(".pt2") or (":" in text and not Path(text).exists()):
+    if is_pytorch(model):
         # loads torch, which an ONNX file does not need
         from modelmill.line.artifact import find_card
 
-        return ir.from_torch(text, find_card(model, card).input.shape(1))
-    return ir.load(text)
+        return ir.from_torch(str(model), find_card(model, card).input.shape(1))
+    return ir.load(model)
 
 
 def label(model: Model) -> str:
     """A short name: the file's, the factory's, or the graph's own."""
     if isinstance(model, ir.Graph):
         return model.graph.name or "model"
-    return Path(str(model).partition("@")[0]).stem.replace(":", ".")
+    if is_pytorch(model) and not str(model).endswith(".pt2"):
+        return str(model).partition("@")[0].replace(":", ".")
+    return Path(model).stem
+
+
+def is_pytorch(model: str | Path) -> bool:
+    """Whether it names a PyTorch network: an exported program, or package.module:factory."""
+    text = str(model)
+    return text.endswith(".pt2") or (":" in text and not Path(text).exists())
 
 
 def _tensors(values: dict[str, ir.ValueInfo]) -> tuple[Tensor, ...]:
