@@ -1,8 +1,8 @@
 """Find a plug-in by its file name: the file is the entry, its `PLUGIN` is the value.
 
-`modelmill/targets/ort_cpu.py` is the target `ort_cpu`; `./mychip.py` outside the package is loaded through the same
-door. There is no list to edit and no decorator; files whose name starts with `_` and files without a `PLUGIN` are not
-plug-ins.
+`modelmill/targets/ort_cpu.py` is the target `ort_cpu`; `./mychip.py` outside the package is loaded
+through the same door. There is no list to edit and no decorator; files whose name starts with `_`
+and files without a `PLUGIN` are not plug-ins.
 """
 
 import ast
@@ -14,7 +14,9 @@ from typing import Any
 
 
 def names(package: str) -> list[str]:
-    """Names of the plug-ins of `package` (a dotted module name), sorted; nothing is imported for it."""
+    """Names of the plug-ins of `package` (a dotted module name), sorted; nothing is imported for
+    it.
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"{package} is not a package")
@@ -23,7 +25,8 @@ def names(package: str) -> list[str]:
 
 
 def load(package: str, name: str) -> Any:
-    """The `PLUGIN` of the file `name` in `package`, or of the file at path `name` if it ends in `.py`.
+    """The `PLUGIN` of the file `name` in `package`, or of the file at path `name` if it ends in
+    `.py`.
 
     Raises:
         ValueError: no such plug-in (the message lists the choices), or the file has no `PLUGIN`.
@@ -36,7 +39,8 @@ def load(package: str, name: str) -> Any:
         near = difflib.get_close_matches(name, choices, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"unknown {kind} {name!r}{hint} Choices: {', '.join(choices)}, or a path to a .py file with a PLUGIN"
+            f"unknown {kind} {name!r}{hint} Choices: {', '.join(choices)}, or a path to a .py file "
+            "with a PLUGIN"
         )
     return importlib.import_module(f"{package}.{name}").PLUGIN
 
@@ -50,14 +54,18 @@ def _load_file(path: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a stranger's file raises is a fault of that file
-        raise ValueError(f"plug-in file {path} failed to load: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"plug-in file {path} failed to load: {type(error).__name__}: {error}"
+        ) from error
     if not hasattr(module, "PLUGIN"):
         raise ValueError(f"plug-in file {path} defines no PLUGIN; end it with PLUGIN = ...")
     return module.PLUGIN
 
 
 def _has_plugin(file: Path) -> bool:
-    """Whether the module binds `PLUGIN` at its top level; read from the text, so listing imports no engine."""
+    """Whether the module binds `PLUGIN` at its top level; read from the text, so listing imports no
+    engine.
+    """
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(t, ast.Name) and t.id == "PLUGIN" for t in targets):

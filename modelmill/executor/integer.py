@@ -1,26 +1,29 @@
 """Simulate a quantized graph in an engine's own integer arithmetic.
 
-A tensor with an encoding is held as its codes minus the zero point ("centred codes"), integers in a float32 tensor:
-padding with the real 0 is then padding with 0, and ops that move elements run unchanged. The formulas (s scale, z zero
-point, a centred code; x, w inputs, y output; round is half to even, every operation in float32 unless said otherwise):
+A tensor with an encoding is held as its codes minus the zero point ("centred codes"), integers in a
+float32 tensor: padding with the real 0 is then padding with 0, and ops that move elements run
+unchanged. The formulas (s scale, z zero point, a centred code; x, w inputs, y output; round is half
+to even, every operation in float32 unless said otherwise):
 
     Conv, Gemm, MatMul   acc = sum x_a w_a + b_a                      exact integers
       "multiply"         y = clamp(round(acc * (s_x s_w / s_y)))      clamp also does ReLU and Clip
       "reciprocal"       y = clamp(round((acc * (s_x s_w) + b) * (1 / s_y)))
       "dequantize"       r = acc * (s_x s_w) + b;  activation;  y = clamp(round(r / s_y))
-    Add "fma"            y = round(fma(x1, s1/sy, fma(x2, s2/sy, z_y - (s1/sy z1 + s2/sy z2)))), x1, x2 codes
+    Add "fma"            y = round(fma(x1, s1/sy, fma(x2, s2/sy, z_y - (s1/sy z1 + s2/sy z2)))), x1,
+                         x2 codes
     Mul "multiply"       y = round(x1_a x2_a * (s1 s2 / sy) + z_y)
     AveragePool          sum of dequantized elements in window order, / count, round(r / s_y + z_y)
     anything else        dequantized, computed in float32, quantized again
 
-An accumulator is exact in float32 as long as every partial sum stays below 2^24, which is checked against the weights of
-the layer; otherwise the layer is computed in float64.
+An accumulator is exact in float32 as long as every partial sum stays below 2^24, which is checked
+against the weights of the layer; otherwise the layer is computed in float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +36,25 @@ from modelmill.numerics import Arithmetic, Encoding
 
 # Ops that only move, repeat or select elements: the same on centred codes as on real numbers.
 MOVEMENT = frozenset(
-    "Reshape Flatten Squeeze Unsqueeze Transpose Slice Gather Expand Tile Pad MaxPool Resize Identity Concat Split "
-    "DepthToSpace SpaceToDepth".split()
+    [
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Slice",
+        "Gather",
+        "Expand",
+        "Tile",
+        "Pad",
+        "MaxPool",
+        "Resize",
+        "Identity",
+        "Concat",
+        "Split",
+        "DepthToSpace",
+        "SpaceToDepth",
+    ]
 )
 EXACT_FLOAT32 = 2**24
 Visit = Callable[[str, Tensor], None]
@@ -74,9 +94,9 @@ class IntegerModule:
         """
         missing = unsupported(graph)
         if missing:
-            node, op = missing[0]
+            where, op = missing[0]
             raise ValueError(
-                f"the executor has no operator {op} (node {node!r}); it cannot be simulated"
+                f"the executor has no operator {op} (node {where!r}); it cannot be simulated"
             )
         self.plan, self.arithmetic = plan, arithmetic
         self.encodings = plan.encodings()
@@ -97,7 +117,9 @@ class IntegerModule:
     def __call__(
         self, feeds: Mapping[str, np.ndarray | Tensor], visit: Visit | None = None
     ) -> dict[str, Tensor]:
-        """The outputs, float32. `visit(name, codes)` is called for every quantized value, int32 codes, in graph order."""
+        """The outputs, float32. `visit(name, codes)` is called for every quantized value, int32
+        codes, in graph order.
+        """
         found: dict[str, Tensor | Codes] = {}
         left = dict(self.uses)
         with torch.inference_mode():
@@ -159,7 +181,9 @@ class IntegerModule:
     def _same(
         self, node: ir.Node, found: dict[str, Tensor | Codes], output: Encoding | None
     ) -> bool:
-        """Whether the codes go through a movement node unchanged: every quantized side has one encoding."""
+        """Whether the codes go through a movement node unchanged: every quantized side has one
+        encoding.
+        """
         sides = [
             self._input(node, i, found)
             for i in range(len(node.inputs) if node.op_type == "Concat" else 1)
@@ -184,7 +208,9 @@ class IntegerModule:
     def _input(
         self, node: ir.Node, index: int, found: dict[str, Tensor | Codes]
     ) -> Tensor | Codes | None:
-        """Input `index` as the node reads it: quantized if the plan says so for this node or for the value."""
+        """Input `index` as the node reads it: quantized if the plan says so for this node or for
+        the value.
+        """
         if index >= len(node.inputs) or node.inputs[index] is None:
             return None
         name = node.inputs[index].name or ""  # type: ignore[union-attr]
@@ -213,7 +239,9 @@ class IntegerModule:
     def _kernel(
         self, node: ir.Node
     ) -> Callable[[ir.Node, dict[str, Tensor | Codes]], Tensor | Codes] | None:
-        """The integer kernel of a node whose inputs are quantized, None where it is computed in float."""
+        """The integer kernel of a node whose inputs are quantized, None where it is computed in
+        float.
+        """
         sides = [
             self.plan.at(v.name or "", node.name or "", i)
             for i, v in enumerate(node.inputs[:2])
@@ -234,7 +262,9 @@ class IntegerModule:
         return None
 
     def _output(self, node: ir.Node) -> Encoding | None:
-        """The encoding a kernel writes: of its output, or of the ReLU or Clip that alone reads it and is fused."""
+        """The encoding a kernel writes: of its output, or of the ReLU or Clip that alone reads it
+        and is fused.
+        """
         value = node.outputs[0]
         while ir.Point(value.name or "") not in self.encodings:
             uses = list(value.uses())
@@ -288,7 +318,8 @@ class IntegerModule:
         ratio_a, ratio_b = a.encoding.scale / output.scale, b.encoding.scale / output.scale
         z_a, z_b, z = (np.float32(e.zero_point) for e in (a.encoding, b.encoding, output))
         fixed = z - (ratio_a * z_a + ratio_b * z_b)
-        # A fused multiply-add rounds once: the product is exact in float64, and so is the sum before it is rounded.
+        # A fused multiply-add rounds once: the product is exact in float64, and so is the sum
+        # before it is rounded.
         inner = ((b.centred.double() + float(z_b)) * float(ratio_b) + float(fixed)).float()
         outer = ((a.centred.double() + float(z_a)) * float(ratio_a) + inner.double()).float()
         return Codes(_clamp(torch.round(outer) - float(z), output), output)
@@ -320,11 +351,11 @@ class IntegerModule:
         return Codes(_clamp(torch.round(steps + z) - z, output), output)
 
 
-def _sequential_sum(x_NCHW: Tensor, attributes: dict[str, object]) -> tuple[Tensor, Tensor]:
+def _sequential_sum(x_NCHW: Tensor, attributes: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Window sums, added element by element in row order, and the number to divide each by."""
-    kernel_h, kernel_w = attributes["kernel_shape"]  # type: ignore[misc]
-    stride_h, stride_w = attributes.get("strides", (1, 1))  # type: ignore[misc]
-    top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))  # type: ignore[misc]
+    kernel_h, kernel_w = map(int, attributes["kernel_shape"])
+    stride_h, stride_w = map(int, attributes.get("strides", (1, 1)))
+    top, left, bottom, right = map(int, attributes.get("pads", (0, 0, 0, 0)))
     padded = torch.nn.functional.pad(x_NCHW, (left, right, top, bottom))
     inside = torch.nn.functional.pad(torch.ones_like(x_NCHW[:1, :1]), (left, right, top, bottom))
     rows = (padded.shape[2] - kernel_h) // stride_h + 1
@@ -366,7 +397,9 @@ def _matrix_sums(node: ir.Node, w_centred: Tensor) -> Tensor:
 
 
 def _channels(values: np.ndarray, rank: int, axis: int) -> Tensor:
-    """Per-channel float32 values in the shape that broadcasts along `axis` of a tensor of `rank`."""
+    """Per-channel float32 values in the shape that broadcasts along `axis` of a tensor of
+    `rank`.
+    """
     values = np.asarray(values, np.float32)
     if values.ndim == 0:
         return torch.tensor(values)

@@ -40,8 +40,8 @@ from modelmill.ir.graph import (
 from modelmill.ir.load import at_opset, from_bytes, load, save
 from modelmill.ir.plan import Plan, Point
 from modelmill.ir.qdq import code_values, from_qdq, to_qdq
-from modelmill.ir.torch_import import from_torch
 from modelmill.ir.statistics import NodeCost, Statistics, statistics
+from modelmill.ir.torch_import import from_torch
 
 __all__ = [
     "Array",

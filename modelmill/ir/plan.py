@@ -11,8 +11,8 @@ from modelmill.numerics import Encoding, QuantSpec
 class Point:
     """A place where a tensor is quantized.
 
-    value: name of the value. node == "": the value itself, for all its consumers. Otherwise only what that node reads as
-    its input number `index`.
+    value: name of the value. node == "": the value itself, for all its consumers. Otherwise only
+    what that node reads as its input number `index`.
     """
 
     value: str
@@ -24,9 +24,11 @@ class Point:
 
 
 class Plan(Mapping[Point, QuantSpec | Encoding]):
-    """An immutable mapping from points to specs (before calibration) or encodings (after), in sorted order.
+    """An immutable mapping from points to specs (before calibration) or encodings (after), in
+    sorted order.
 
-    ties: groups of points that must have one encoding, because the ops between them only move codes.
+    ties: groups of points that must have one encoding, because the ops between them only move
+    codes.
     """
 
     def __init__(
@@ -68,11 +70,15 @@ class Plan(Mapping[Point, QuantSpec | Encoding]):
         """
         missing = [p for p, s in self._points.items() if not isinstance(s, Encoding)]
         if missing:
-            raise ValueError(f"{len(missing)} points of the plan have no encoding yet, the first is {missing[0]}")
+            raise ValueError(
+                f"{len(missing)} points of the plan have no encoding yet, the first is {missing[0]}"
+            )
         return {p: s for p, s in self._points.items() if isinstance(s, Encoding)}
 
     def at(self, value: str, node: str, index: int) -> QuantSpec | Encoding | None:
-        """What holds for input `index` of `node`, which reads `value`: the node's own point first, then the value's."""
+        """What holds for input `index` of `node`, which reads `value`: the node's own point first,
+        then the value's.
+        """
         own = self._points.get(Point(value, node, index))
         return own if own is not None else self._points.get(Point(value))
 
@@ -82,7 +88,9 @@ class Plan(Mapping[Point, QuantSpec | Encoding]):
         for point, spec in self._points.items():
             digest.update(repr(point).encode())
             if isinstance(spec, Encoding):
-                digest.update(repr(spec.spec).encode() + spec.scale.tobytes() + spec.zero_point.tobytes())
+                digest.update(
+                    repr(spec.spec).encode() + spec.scale.tobytes() + spec.zero_point.tobytes()
+                )
             else:
                 digest.update(repr(spec).encode())
         return digest.hexdigest()

@@ -1,19 +1,23 @@
-"""Plan <-> QDQ: write a plan into a graph as QuantizeLinear / DequantizeLinear nodes, and read it back.
+"""Plan <-> QDQ: write a plan into a graph as QuantizeLinear / DequantizeLinear nodes, and read it
+back.
 
     activation  x        ->  x - QuantizeLinear - DequantizeLinear -> consumers
-    constant    w        ->  codes of w - DequantizeLinear -> consumers        (weights, int32 biases)
-    movement    y=f(x)   ->  codes of x - f - codes of y - DequantizeLinear -> consumers, when x and y share an encoding
+    constant    w        ->  codes of w - DequantizeLinear -> consumers        (weights, int32
+                biases)
+    movement    y=f(x)   ->  codes of x - f - codes of y - DequantizeLinear -> consumers, when x and
+                y share an encoding
                              and the target runs f on codes (`on_codes`)
 
-The spec of each encoding travels in the metadata of its nodes, as ONNX itself cannot say that an int8 tensor
-holds 7-bit codes; files written by others are read by what their element type and zero points tell.
+The spec of each encoding travels in the metadata of its nodes, as ONNX itself cannot say that an
+int8 tensor holds 7-bit codes; files written by others are read by what their element type and zero
+points tell.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import onnx_ir
@@ -27,30 +31,42 @@ METADATA_IR_VERSION = 10  # nodes have metadata since
 LOWEST_OPSET = 13  # per-axis DequantizeLinear; 21 for 16-bit codes
 
 
-def to_qdq(graph: g.Graph, plan: Plan, on_codes: Collection[str] = ()) -> g.Graph:
+def to_qdq(
+    graph: g.Graph, plan: Plan, on_codes: Collection[str] = (), shield: Collection[str] = ()
+) -> g.Graph:
     """A clone of `graph` with the encodings of `plan` written as Q/DQ nodes.
 
     Args:
         graph: a float graph, opset 13 or later.
         plan: encodings only; points at values that the graph lacks are an error.
-        on_codes: op types that are moved between Q and DQ where their input and output share an encoding.
+        on_codes: op types that are moved between Q and DQ where their input and output share an
+        encoding.
+
+        shield: op types of which float nodes are protected from being quantized by the engine.
 
     Raises:
-        ValueError: a point has no encoding or no such value, or the format cannot be written as QDQ.
+        ValueError: a point has no encoding or no such value, or the format cannot be written as
+        QDQ.
     """
     if g.opset(graph) < LOWEST_OPSET:
-        raise g.ModelError(f"QDQ needs opset {LOWEST_OPSET} or later, the model has {g.opset(graph)}")
+        raise g.ModelError(
+            f"QDQ needs opset {LOWEST_OPSET} or later, the model has {g.opset(graph)}"
+        )
     made = g.clone(graph)
     made.ir_version = max(made.ir_version, METADATA_IR_VERSION)
-    _Writer(made, plan, on_codes).write()
+    _Writer(made, plan, on_codes, shield).write()
     return made
 
 
 class _Writer:
-    """One run of `to_qdq` over a fresh clone: remembers the codes and the dequantized form of every value."""
+    """One run of `to_qdq` over a fresh clone: remembers the codes and the dequantized form of every
+    value.
+    """
 
-    def __init__(self, graph: g.Graph, plan: Plan, on_codes: Collection[str]) -> None:
-        self.graph, self.plan, self.on_codes = graph, plan, on_codes
+    def __init__(
+        self, graph: g.Graph, plan: Plan, on_codes: Collection[str], shield: Collection[str]
+    ) -> None:
+        self.graph, self.plan, self.on_codes, self.shield = graph, plan, on_codes, shield
         self.encodings = plan.encodings()
         self.values = g.values(graph)
         self.taken = set(self.values) | {node.name or "" for node in graph.graph}
@@ -70,11 +86,11 @@ class _Writer:
                     consumers.setdefault(names[id(value)], []).append((node, index))
         outputs = {names[id(v)]: i for i, v in enumerate(self.graph.graph.outputs)}
         done: set[str] = set()
-        sources = [names[id(v)] for v in self.graph.graph.inputs]
-        for node in [None, *nodes]:
-            if node is not None:
-                done |= self._to_codes(node)
-                sources = [v.name for v in node.outputs if v.name]
+        for fed in self.graph.graph.inputs:
+            self._activation(names[id(fed)], consumers.get(names[id(fed)], []), outputs)
+        for node in nodes:
+            done |= self._to_codes(node)
+            sources = [v.name for v in node.outputs if v.name]
             for name in sources:
                 if name not in done:
                     self._activation(name, consumers.get(name, []), outputs)
@@ -83,7 +99,9 @@ class _Writer:
                 self._constant(name, consumers.get(name, []))
         g.prune(self.graph)
 
-    def _activation(self, name: str, consumers: list[tuple[g.Node, int]], outputs: dict[str, int]) -> None:
+    def _activation(
+        self, name: str, consumers: list[tuple[g.Node, int]], outputs: dict[str, int]
+    ) -> None:
         value = self.values[name]
         whole = self.encodings.get(Point(name))
         for node, index in consumers:
@@ -98,14 +116,16 @@ class _Writer:
         codes, real = self._quantize(value, whole, name, first)
         self.codes[name] = codes
         for node, index in rest:
-            node.replace_input_with(index, real)
+            node.replace_input_with(index, self._shielded(node, index, codes, whole, real))
         if name in outputs and not value.is_graph_input():
             value.name, real.name = self._name(f"{name}_float"), name
             real.shape = value.shape
             self.graph.graph.outputs[outputs[name]] = real
 
     def _constant(self, name: str, consumers: list[tuple[g.Node, int]]) -> None:
-        """Replace a constant by its codes; consumers with a point of their own get codes of their own."""
+        """Replace a constant by its codes; consumers with a point of their own get codes of their
+        own.
+        """
         array = g.constant(self.values[name])
         for node, index in consumers:
             encoding = self.plan.at(name, node.name or "", index)
@@ -123,12 +143,22 @@ class _Writer:
         """Let a movement node work on codes; returns the names of the outputs handled."""
         data, output = node.inputs[0] if node.inputs else None, node.outputs[0]
         source = data.producer() if data is not None else None
-        if node.op_type not in self.on_codes or source is None or source.op_type != "DequantizeLinear":
+        if (
+            node.op_type not in self.on_codes
+            or source is None
+            or source.op_type != "DequantizeLinear"
+        ):
             return set()
         name = output.name or ""
         here, there = self.encodings.get(Point(name)), source.inputs[0]
         before = self._encoding_of(source)
-        if here is None or before is None or here != before or there is None or len(node.outputs) != 1:
+        if (
+            here is None
+            or before is None
+            or here != before
+            or there is None
+            or len(node.outputs) != 1
+        ):
             return set()
         if output.is_graph_output() or any(p.value == name and p.node for p in self.plan):
             return set()
@@ -140,7 +170,8 @@ class _Writer:
         first = min((use.node for use in uses), key=self._order, default=None)
         real = self._dequantize(output, here, name, first)
         for use in uses:
-            use.node.replace_input_with(use.idx, real)
+            shielded = self._shielded(use.node, use.idx, output, here, real)
+            use.node.replace_input_with(use.idx, shielded)
         real.shape = output.shape
         return {name}
 
@@ -176,20 +207,60 @@ class _Writer:
         spec = encoding.spec
         if spec.bits not in (8, 16):
             raise ValueError(
-                f"{stem}: {spec} activations cannot be written as QDQ, whose QuantizeLinear saturates at 8 or 16 bits. "
+                f"{stem}: {spec} activations cannot be written as QDQ, whose QuantizeLinear "
+                "saturates at 8 or 16 bits. "
                 "They can be simulated; build with 8-bit activations to deploy."
             )
         scale, zero_point = self._parameters(encoding, stem)
-        node = self._node("QuantizeLinear", [value, scale, zero_point], spec, f"{stem}_quantized", before)
+        node = self._node(
+            "QuantizeLinear", [value, scale, zero_point], spec, f"{stem}_quantized", before
+        )
         codes = node.outputs[0]
         codes.type = onnx_ir.TensorType(onnx_ir.DataType.from_numpy(spec.storage))
         codes.shape = value.shape
         return codes, self._dequantize(codes, encoding, stem, before)
 
-    def _dequantize(self, codes: g.Value, encoding: Encoding, stem: str, before: g.Node | None) -> g.Value:
+    def _shielded(
+        self, node: g.Node, index: int, codes: g.Value, encoding: Encoding, real: g.Value
+    ) -> g.Value:
+        """What a layer that stays float reads instead of `real`: the same numbers, with the scale
+        written once per channel. Engines that quantize weights on their own between a
+        DequantizeLinear and a QuantizeLinear do so for per-tensor scales only.
+        """
+        weight = g.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        if node.op_type not in self.shield or index != 0 or weight is None:
+            return real
+        assert node.inputs[1] is not None
+        if self.plan.at(node.inputs[1].name or "", node.name or "", 1) is not None:
+            return real
+        attributes = g.attributes(node)
+        if node.op_type == "Gemm":
+            channels = weight.shape[1] if attributes.get("transB", 0) else weight.shape[0]
+        elif node.op_type == "ConvTranspose":
+            channels = weight.shape[0]
+        else:
+            channels = weight.shape[1] * int(attributes.get("group", 1))
+        stem = f"{codes.name}_per_channel"
+        numbers = replace(encoding.spec, axis=1)
+        spread = Encoding(
+            numbers, np.full(channels, encoding.scale), np.full(channels, encoding.zero_point)
+        )
+        made = self._dequantize(codes, spread, stem, node)
+        producer = made.producer()
+        assert producer is not None
+        producer.metadata_props[SPEC_KEY] = json.dumps(asdict(encoding.spec))
+        return made
+
+    def _dequantize(
+        self, codes: g.Value, encoding: Encoding, stem: str, before: g.Node | None
+    ) -> g.Value:
         scale, zero_point = self._parameters(encoding, stem)
         made = self._node(
-            "DequantizeLinear", [codes, scale, zero_point], encoding.spec, f"{stem}_dequantized", before
+            "DequantizeLinear",
+            [codes, scale, zero_point],
+            encoding.spec,
+            f"{stem}_dequantized",
+            before,
         )
         real = made.outputs[0]
         real.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
@@ -241,13 +312,16 @@ class _Writer:
 
 
 def from_qdq(graph: g.Graph) -> tuple[g.Graph, Plan]:
-    """A float graph and the plan that a QDQ graph holds; `to_qdq` of the two means the same computation.
+    """A float graph and the plan that a QDQ graph holds; `to_qdq` of the two means the same
+    computation.
 
-    Constants come back as the real numbers their codes stand for. Raises ValueError for scales that are not constants.
+    Constants come back as the real numbers their codes stand for. Raises ValueError for scales that
+    are not constants.
     """
     made = g.clone(graph)
     points: dict[Point, QuantSpec | Encoding] = {}
-    # codes -> the real value they encode, whether all its consumers read the codes, and the encoding
+    # codes -> the real value they encode, whether all its consumers read the codes, and the
+    # encoding
     sources: dict[int, tuple[g.Value, bool, Encoding]] = {}
     movement = _movement_on_codes(made)
     for node in g.nodes(made):
@@ -266,7 +340,10 @@ def from_qdq(graph: g.Graph) -> tuple[g.Graph, Plan]:
             elif id(first) in sources:
                 real, whole, _ = sources[id(first)]
             else:
-                raise ValueError(f"{node.name!r} dequantizes {first.name!r}, which is neither quantized nor constant")
+                raise ValueError(
+                    f"{node.name!r} dequantizes {first.name!r}, which is neither quantized nor "
+                    "constant"
+                )
             points |= _bypass(made, node, real, encoding, whole)
         elif node.name in movement:
             real, whole, encoding = sources[id(first)]
@@ -299,7 +376,9 @@ def _movement_on_codes(graph: g.Graph) -> set[str]:
 def _bypass(
     graph: g.Graph, dequantize: g.Node, real: g.Value, encoding: Encoding, whole: bool
 ) -> dict[Point, Encoding]:
-    """Let the consumers of a DequantizeLinear read the real value; the points that say what they read."""
+    """Let the consumers of a DequantizeLinear read the real value; the points that say what they
+    read.
+    """
     output = dequantize.outputs[0]
     uses = list(output.uses())
     for use in uses:
@@ -321,11 +400,22 @@ def _read_encoding(node: g.Node) -> Encoding:
     noted = node.metadata_props.get(SPEC_KEY)
     if noted is not None:
         spec = QuantSpec(**json.loads(noted))
+        if spec.axis is None and scale.ndim:  # one scale, spread over channels by `_shielded`
+            scale = scale[0]
+            zero_point = None if zero_point is None else zero_point[0]
     else:
         codes = node.inputs[0]
-        kind = zero_point.dtype if zero_point is not None else g.dtype(codes) if codes is not None else None
+        kind = (
+            zero_point.dtype
+            if zero_point is not None
+            else g.dtype(codes)
+            if codes is not None
+            else None
+        )
         if kind is None or kind.kind not in "iu":
-            raise ValueError(f"{node.op_type} {node.name!r}: the element type of its codes is unknown")
+            raise ValueError(
+                f"{node.op_type} {node.name!r}: the element type of its codes is unknown"
+            )
         signed = kind.kind == "i"
         symmetric = signed and (zero_point is None or not zero_point.any())
         axis = int(g.attributes(node).get("axis", 1)) if scale.ndim else None
@@ -337,7 +427,8 @@ def _read_encoding(node: g.Node) -> Encoding:
 def code_values(graph: g.Graph) -> dict[str, str]:
     """Of a QDQ graph: {value quantized as a whole: the value that holds its codes}, in graph order.
 
-    Names are those `from_qdq` gives: an output keeps its name, and a movement node on codes has the name of its real output.
+    Names are those `from_qdq` gives: an output keeps its name, and a movement node on codes has the
+    name of its real output.
     """
     found: dict[str, str] = {}
     movement = _movement_on_codes(graph)
@@ -346,7 +437,11 @@ def code_values(graph: g.Graph) -> dict[str, str]:
         output = node.outputs[0]
         if node.op_type == "QuantizeLinear":
             assert first is not None
-            readers = [use.node.outputs[0] for use in output.uses() if use.node.op_type == "DequantizeLinear"]
+            readers = [
+                use.node.outputs[0]
+                for use in output.uses()
+                if use.node.op_type == "DequantizeLinear"
+            ]
             shown = next((r.name for r in readers if r.is_graph_output()), None)
             if shown or len(list(first.uses())) == 1:
                 found[shown or first.name or ""] = output.name or ""

@@ -11,7 +11,9 @@ from modelmill.ir import graph as g
 
 @dataclass(frozen=True)
 class NodeCost:
-    """One node: output shape (None where unknown), parameters it reads, multiply-accumulates (None where unknown)."""
+    """One node: output shape (None where unknown), parameters it reads, multiply-accumulates (None
+    where unknown).
+    """
 
     name: str
     op: str
@@ -22,7 +24,9 @@ class NodeCost:
 
 @dataclass(frozen=True)
 class Statistics:
-    """macs counts Conv, ConvTranspose, Gemm and MatMul; None if a shape of one of them is unknown."""
+    """macs counts Conv, ConvTranspose, Gemm and MatMul; None if a shape of one of them is
+    unknown.
+    """
 
     params: int
     macs: int | None
@@ -31,7 +35,9 @@ class Statistics:
 
 
 def statistics(graph: g.Graph) -> Statistics:
-    """Count what `graph` holds and does, for the shapes it states (fix the batch with `with_batch` first)."""
+    """Count what `graph` holds and does, for the shapes it states (fix the batch with `with_batch`
+    first).
+    """
     nodes = tuple(_cost(node) for node in g.nodes(graph))
     params = sum(int(a.size) for a in g.constants(graph).values() if a.dtype.kind == "f")
     unknown = any(cost.macs is None for cost in nodes)
@@ -48,7 +54,9 @@ def _cost(node: g.Node) -> NodeCost:
 
 
 def _macs(node: g.Node) -> int | None:
-    """Products that one run of the node computes; biases and other ops count nothing, as is usual."""
+    """Products that one run of the node computes; biases and other ops count nothing, as is
+    usual.
+    """
     if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return 0
     shapes = [g.static_shape(v) if v is not None else None for v in node.inputs[:2]]

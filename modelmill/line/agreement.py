@@ -1,7 +1,10 @@
-"""Is the simulated number the deployed number? Codes of the simulation against codes of the engine, element by element.
+"""Is the simulated number the deployed number? Codes of the simulation against codes of the engine,
+element by element.
 
-The artifact is given to the engine once more with every quantized tensor as an extra output; both sides then run the same
-batches. Differences are counted per tensor in graph order: the first tensor that differs is where the two part.
+The artifact is given to the engine once more with every quantized tensor as an extra output; both
+sides then run the same
+batches. Differences are counted per tensor in graph order: the first tensor that differs is where
+the two part.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from modelmill.runtimes import RemoteSession
 
 @dataclass
 class TensorAgreement:
-    """Counts of one tensor: elements compared, elements with another code, largest difference in codes."""
+    """Counts of one tensor: elements compared, elements with another code, largest difference in
+    codes.
+    """
 
     value: str
     node: str
@@ -31,7 +36,9 @@ class TensorAgreement:
 
 @dataclass
 class Agreement:
-    """The comparison in the making. tensors are in graph order; output_difference is the largest on a float output."""
+    """The comparison in the making. tensors are in graph order; output_difference is the largest on
+    a float output.
+    """
 
     module: IntegerModule
     session: RemoteSession
@@ -60,7 +67,9 @@ class Agreement:
         outputs = {name: y.numpy() for name, y in self.module(feeds, compare).items()}
         for name, y in outputs.items():
             if y.size and np.issubdtype(y.dtype, np.floating):
-                self.output_difference = max(self.output_difference, float(np.abs(y - engine[name]).max()))
+                self.output_difference = max(
+                    self.output_difference, float(np.abs(y - engine[name]).max())
+                )
         self.images += len(next(iter(feeds.values())))
         return outputs
 

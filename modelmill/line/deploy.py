@@ -1,7 +1,7 @@
 """One deployment: the artifact on the real engine, scored, timed, and compared with its simulation.
 
-Every engine session is a worker process of its own, so whatever goes wrong in one is a `DeploymentError` here and costs this
-deployment only.
+Every engine session is a worker process of its own, so whatever goes wrong in one is a
+`DeploymentError` here and costs this deployment only.
 """
 
 from __future__ import annotations
@@ -18,61 +18,61 @@ import numpy as np
 
 from modelmill import ir, tasks
 from modelmill.executor.integer import IntegerModule
-from modelmill.latency import Effort, Latency, compare, measure
+from modelmill.latency import Latency, compare, measure
 from modelmill.line.agreement import Agreement, exposed
-from modelmill.line.report import AgreementReport, Deployment, LatencyReport, ScoreReport, SpeedupReport
-from modelmill.line.show import Show
+from modelmill.line.job import FLOAT_ARTIFACT, Job
+from modelmill.line.report import (
+    AgreementReport,
+    Deployment,
+    LatencyReport,
+    ScoreReport,
+    SpeedupReport,
+)
 from modelmill.line.source import Source
-from modelmill.line.store import Json, Store
+from modelmill.line.store import Json
 from modelmill.records.machine import this_machine
-from modelmill.runtimes import ExecutedOp, RemoteSession, SessionOptions, open_session
+from modelmill.runtimes import ExecutedOp, open_session
 from modelmill.targets import Target
 from modelmill.tasks import Dataset, Score
 
 SCORING_BATCH = 100
 AGREEMENT_BATCH = 50
-FLOAT_ARTIFACT = "artifacts/float.onnx"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one deployment may use. threads: of the scoring session; latency is always measured with one."""
-
-    threads: int
-    timeout_s: float
-    simulate: int  # images that the simulation runs on
-    effort: Effort = Effort()
-
-
-def score(
-    source: Source, runtime: str, path: Path, dataset: Dataset, limits: Limits, show: Show, label: str
-) -> tuple[Score, float]:
+def score(job: Job, runtime: str, path: Path, label: str) -> tuple[Score, float]:
     """Score a model file on an engine; the score and the worker's peak memory in MiB."""
+    dataset, source = job.images.evaluation, job.source
     batch = source.scoring_batch(min(SCORING_BATCH, len(dataset)))
-    options = SessionOptions(threads=limits.threads, timeout_s=limits.timeout_s, batch=batch)
-    with open_session(runtime, path, options) as session, show.step(label, len(dataset)) as advance:
-        result = tasks.evaluate(source.task, session.run, dataset, source.card, batch, source.input_name, advance)
+    with (
+        open_session(runtime, path, job.session(job.threads, batch)) as session,
+        job.show.step(label, len(dataset)) as advance,
+    ):
+        name = source.input_name
+        result = tasks.evaluate(
+            source.task, session.run, dataset, source.card, batch, name, advance
+        )
         return result, session.peak_memory_mib()
 
 
-def simulate_and_compare(
-    source: Source, target: Target, artifact: Path, dataset: Dataset, limits: Limits, show: Show
-) -> tuple[Score, Agreement]:
-    """Simulate the artifact on the first images and compare every quantized tensor with the engine's."""
+def simulate_and_compare(job: Job, target: Target, artifact: Path) -> tuple[Score, Agreement]:
+    """Simulate the artifact on the first images and compare every quantized tensor with the
+    engine's.
+    """
     graph = ir.load(artifact)
     module = IntegerModule(*ir.from_qdq(graph), target.arithmetic)
     opened, codes = exposed(graph)
     path = artifact.with_name(f".{artifact.stem}.exposed.onnx")
     ir.save(opened, path)
-    subset = dataset.subset(range(min(limits.simulate, len(dataset))))
+    source, dataset = job.source, job.images.evaluation
+    subset = dataset.subset(range(min(job.options.simulate, len(dataset))))
     batch = source.scoring_batch(min(AGREEMENT_BATCH, len(subset)))
-    options = SessionOptions(threads=limits.threads, timeout_s=limits.timeout_s, batch=batch)
     try:
-        with open_session(target.runtime, path, options) as session:
+        with open_session(target.runtime, path, job.session(job.threads, batch)) as session:
             agreement = Agreement(module, session, codes)
-            with show.step(f"simulate {target.name}", len(subset)) as advance:
+            with job.show.step(f"simulate {target.name}", len(subset)) as advance:
+                name = source.input_name
                 simulated = tasks.evaluate(
-                    source.task, agreement.run, subset, source.card, batch, source.input_name, advance
+                    source.task, agreement.run, subset, source.card, batch, name, advance
                 )
     finally:
         path.unlink(missing_ok=True)
@@ -80,14 +80,19 @@ def simulate_and_compare(
 
 
 def time_against_float(
-    source: Source, runtime: str, float_path: Path, path: Path, feeds: Mapping[str, np.ndarray], limits: Limits
+    job: Job, runtime: str, path: Path, feeds: Mapping[str, np.ndarray]
 ) -> tuple[Latency, Latency, RemoteFacts]:
-    """Latency of both files on one engine, one thread, in turns; and what the quantized one ran."""
-    batch = source.scoring_batch(1)
-    options = SessionOptions(threads=1, timeout_s=limits.timeout_s, batch=batch)
-    with open_session(runtime, float_path, options) as reference, open_session(runtime, path, options) as candidate:
-        found = measure({"float": reference, "quantized": candidate}, dict(feeds), limits.effort)
-        facts = RemoteFacts(candidate.version, candidate.peak_memory_mib(), tuple(candidate.executed()))
+    """Latency of the float artifact and of `path` on one engine, one thread, in turns; and what the
+    latter ran.
+    """
+    options = job.session(1, job.source.scoring_batch(1))
+    with (
+        open_session(runtime, job.store.path(FLOAT_ARTIFACT), options) as reference,
+        open_session(runtime, path, options) as candidate,
+    ):
+        found = measure({"float": reference, "quantized": candidate}, dict(feeds), job.effort)
+        executed = tuple(candidate.executed())
+        facts = RemoteFacts(candidate.version, candidate.peak_memory_mib(), executed)
     return found["float"], found["quantized"], facts
 
 
@@ -100,10 +105,13 @@ class RemoteFacts:
     executed: tuple[ExecutedOp, ...]
 
 
-def fallbacks(target: Target, verdicts: list[Json], executed: tuple[ExecutedOp, ...]) -> tuple[str, ...]:
+def fallbacks(
+    target: Target, verdicts: list[Json], executed: tuple[ExecutedOp, ...]
+) -> tuple[str, ...]:
     """Ops that the plan wanted on integers and the engine ran in float, as `engine name (op)`.
 
-    Engines rename and fuse nodes, so the count of float kernels of a kind is compared with how many the plan left in float.
+    Engines rename and fuse nodes, so the count of float kernels of a kind is compared with how many
+    the plan left in float.
     """
     kinds = dict(target.float_kernels)
     allowed = Counter(v["op"] for v in verdicts if v["runs"] == "float")
@@ -124,7 +132,12 @@ def score_report(deployed: Score, simulated: Score, source: Source) -> ScoreRepo
     first = simulated.n
     same = source.task.score(deployed.predictions[:first], deployed.truths[:first], source.card)
     return ScoreReport(
-        deployed.value, simulated.value, deployed.n, first, same[deployed.metric], dict(deployed.metrics)
+        deployed.value,
+        simulated.value,
+        deployed.n,
+        first,
+        same[deployed.metric],
+        dict(deployed.metrics),
     )
 
 
@@ -141,16 +154,23 @@ def agreement_report(agreement: Agreement) -> AgreementReport:
 
 def latency_report(latency: Latency) -> LatencyReport:
     """Quantiles in ms, rounded to 0.1 us."""
-    quantiles = [round(v, 4) for v in (latency.p50_ms, latency.p90_ms, latency.p99_ms)]
     return LatencyReport(
-        *quantiles, latency.n, latency.threads, latency.batch, round(latency.noise, 4)
+        p50=round(latency.p50_ms, 4),
+        p90=round(latency.p90_ms, 4),
+        p99=round(latency.p99_ms, 4),
+        n=latency.n,
+        threads=latency.threads,
+        batch=latency.batch,
+        noise=round(latency.noise, 4),
     )
 
 
 def speedup_report(reference: Latency, candidate: Latency, seed: int) -> SpeedupReport:
     """Ratio of medians, its interval and the verdict."""
     found = compare(reference, candidate, seed)
-    return SpeedupReport(round(found.ratio, 4), round(found.low, 4), round(found.high, 4), found.verdict)
+    return SpeedupReport(
+        round(found.ratio, 4), round(found.low, 4), round(found.high, 4), found.verdict
+    )
 
 
 def tensor_rows(agreement: Agreement) -> list[dict[str, Any]]:
@@ -159,15 +179,7 @@ def tensor_rows(agreement: Agreement) -> list[dict[str, Any]]:
 
 
 def deployment(
-    source: Source,
-    evaluation: Dataset,
-    target: Target,
-    verdicts: list[Json],
-    store: Store,
-    path: Path,
-    limits: Limits,
-    seed: int,
-    show: Show,
+    job: Job, target: Target, path: Path, verdicts: list[Json]
 ) -> tuple[Json, dict[str, bytes]]:
     """Everything about one artifact on one engine: the Deployment as JSON, and its details file.
 
@@ -175,13 +187,12 @@ def deployment(
         DeploymentError: the engine refused, crashed, hung or ran out of memory.
     """
     start = time.perf_counter()
-    deployed, peak = score(source, target.runtime, path, evaluation, limits, show, f"score on {target.name}")
-    simulated, agreement = simulate_and_compare(source, target, path, evaluation, limits, show)
+    deployed, peak = score(job, target.runtime, path, f"score on {target.name}")
+    simulated, agreement = simulate_and_compare(job, target, path)
     evaluated = time.perf_counter() - start
-    feeds = _one_batch(source, evaluation)
-    with show.step(f"time {target.name}"):
-        float_path = store.path(FLOAT_ARTIFACT)
-        reference, candidate, facts = time_against_float(source, target.runtime, float_path, path, feeds, limits)
+    with job.show.step(f"time {target.name}"):
+        feeds = _one_batch(job.source, job.images.evaluation)
+        reference, candidate, facts = time_against_float(job, target.runtime, path, feeds)
     details = {
         "target": target.name,
         "tensors": tensor_rows(agreement),
@@ -195,14 +206,14 @@ def deployment(
         target=target.name,
         runtime=target.runtime,
         version=facts.version,
-        precision="",
-        artifact="",
+        precision=job.options.precision,
+        artifact=f"artifacts/{path.name}",
         bytes=path.stat().st_size,
-        score=score_report(deployed, simulated, source),
+        score=score_report(deployed, simulated, job.source),
         agreement=agreement_report(agreement),
         latency_ms=latency_report(candidate),
         float_latency_ms=latency_report(reference),
-        speedup=speedup_report(reference, candidate, seed),
+        speedup=speedup_report(reference, candidate, job.options.seed),
         peak_memory_mib=round(max(peak, facts.peak_memory_mib), 1),
         fallback_ops=fallbacks(target, verdicts, facts.executed),
         seconds={"evaluate": round(evaluated, 3)},

@@ -1,4 +1,6 @@
-"""File the facts of a build in the database: one Record a number, each with where it was measured."""
+"""File the facts of a build in the database: one Record a number, each with where it was
+measured.
+"""
 
 from __future__ import annotations
 
@@ -31,26 +33,83 @@ def _facts(report: Report, d: Deployment, build: str, store: Store) -> list[Reco
     assert d.score is not None and d.agreement is not None and d.speedup is not None
     assert d.latency_ms is not None and d.float_latency_ms is not None
     machine, when = this_machine(), utc_now()
-    extra: dict[str, Any] = {"target": d.target, "precision": d.precision, "model": report.model["name"]}
+    extra: dict[str, Any] = {
+        "target": d.target,
+        "precision": d.precision,
+        "model": report.model["name"],
+    }
 
-    def record(what: str, value: float, unit: str, n: int, threads: int, more: Json | None = None) -> Record:
-        where = Where(device=machine.cpu, engine=d.runtime, version=d.version, threads=threads, isa=machine.isa)
+    def record(
+        what: str, value: float, unit: str, n: int, threads: int, more: Json | None = None
+    ) -> Record:
+        where = Where(
+            device=machine.cpu,
+            engine=d.runtime,
+            version=d.version,
+            threads=threads,
+            isa=machine.isa,
+        )
         return Record(
-            what=what, value=value, unit=unit, n=n, subject=report.model["fingerprint"], where=where, when=when,
-            build=build, extra={**extra, **(more or {})},
-        )  # fmt: skip
+            what=what,
+            value=value,
+            unit=unit,
+            n=n,
+            subject=report.model["fingerprint"],
+            where=where,
+            when=when,
+            build=build,
+            extra={**extra, **(more or {})},
+        )
 
     latency, reference = d.latency_ms, d.float_latency_ms
-    quantiles = {"p90": latency.p90, "p99": latency.p99, "batch": latency.batch, "noise": latency.noise}
-    reference_quantiles = {"p90": reference.p90, "p99": reference.p99, "batch": reference.batch, "noise": reference.noise}
+    quantiles = {
+        "p90": latency.p90,
+        "p99": latency.p99,
+        "batch": latency.batch,
+        "noise": latency.noise,
+    }
+    reference_quantiles = {
+        "p90": reference.p90,
+        "p99": reference.p99,
+        "batch": reference.batch,
+        "noise": reference.noise,
+    }
     return [
-        record(report.metric, d.score.deployed, "fraction", d.score.n, 0, {"metrics": d.score.metrics}),
+        record(
+            report.metric, d.score.deployed, "fraction", d.score.n, 0, {"metrics": d.score.metrics}
+        ),
         record(f"simulated_{report.metric}", d.score.simulated, "fraction", d.score.simulated_n, 0),
-        record(f"float_{report.metric}", report.float_score["score"], "fraction", report.float_score["n"], 0),
-        record("mismatched_codes", float(d.agreement.mismatched), "elements", max(d.agreement.elements, 1), 0),
+        record(
+            f"float_{report.metric}",
+            report.float_score["score"],
+            "fraction",
+            report.float_score["n"],
+            0,
+        ),
+        record(
+            "mismatched_codes",
+            float(d.agreement.mismatched),
+            "elements",
+            max(d.agreement.elements, 1),
+            0,
+        ),
         record("latency_p50_ms", latency.p50, "ms", latency.n, latency.threads, quantiles),
-        record("float_latency_p50_ms", reference.p50, "ms", reference.n, reference.threads, reference_quantiles),
-        record("speedup", d.speedup.ratio, "ratio", latency.n, latency.threads, {"verdict": d.speedup.verdict}),
+        record(
+            "float_latency_p50_ms",
+            reference.p50,
+            "ms",
+            reference.n,
+            reference.threads,
+            reference_quantiles,
+        ),
+        record(
+            "speedup",
+            d.speedup.ratio,
+            "ratio",
+            latency.n,
+            latency.threads,
+            {"verdict": d.speedup.verdict},
+        ),
         record("peak_memory_mib", d.peak_memory_mib or 0.0, "MiB", 1, latency.threads),
         record("artifact_bytes", float(d.bytes), "bytes", 1, 0),
     ]

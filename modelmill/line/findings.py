@@ -11,7 +11,9 @@ from modelmill.line.store import Json
 WEAK_LAYER_DB = 10.0  # below this more than a tenth of a value's energy is noise
 
 
-def conclude(report: Report, notes: Sequence[str], logs: Mapping[str, Json], allow_fallback: bool) -> Report:
+def conclude(
+    report: Report, notes: Sequence[str], logs: Mapping[str, Json], allow_fallback: bool
+) -> Report:
     """The report with `accepted` and `findings`; the build is accepted if every deployment is."""
     found: list[Finding] = []
     refused = False
@@ -27,19 +29,27 @@ def _refusals(report: Report, d: Deployment, allow_fallback: bool) -> list[Findi
     """Why this deployment is not accepted."""
     if d.failed is not None:
         return [
-            Finding("deployment failed", d.target, d.failed, f"modelmill eval {d.artifact} -t {d.target} --data DATA")
+            Finding(
+                "deployment failed",
+                d.target,
+                d.failed,
+                f"modelmill eval {d.artifact} -t {d.target} --data DATA",
+            )
         ]
     assert d.score is not None
     found = []
     drop = float(report.float_score["score"]) - d.score.deployed
-    if drop > report.max_drop + 1e-9:  # a drop of exactly the limit is allowed, whatever its last bit
+    if (
+        drop > report.max_drop + 1e-9
+    ):  # a drop of exactly the limit is allowed, whatever its last bit
         found.append(
             Finding(
                 "accuracy drop above the limit",
                 d.target,
                 f"deployed {report.metric} {d.score.deployed:.4f} is {drop:.4f} below float "
                 f"{report.float_score['score']:.4f}; --max-drop allows {report.max_drop:g}",
-                "look at the layers with the lowest SQNR in report.html; try more calibration images: --calibrate 2048",
+                "look at the layers with the lowest SQNR in report.html; try more calibration "
+                "images: --calibrate 2048",
             )
         )
     if d.fallback_ops and not allow_fallback:
@@ -47,7 +57,8 @@ def _refusals(report: Report, d: Deployment, allow_fallback: bool) -> list[Findi
             Finding(
                 "operators fell back to float",
                 d.target,
-                f"{len(d.fallback_ops)} planned integer operators ran in float: {', '.join(d.fallback_ops[:5])}",
+                f"{len(d.fallback_ops)} planned integer operators ran in float: "
+                f"{', '.join(d.fallback_ops[:5])}",
                 f"modelmill check MODEL -t {d.target}, or accept it with --allow-fallback",
             )
         )
@@ -65,8 +76,10 @@ def _remarks(report: Report, d: Deployment, log: Json) -> list[Finding]:
             Finding(
                 "simulation and engine part",
                 d.target,
-                f"{d.agreement.mismatched:,} of {d.agreement.elements:,} codes differ ({share:.2g}), by at most "
-                f"{d.agreement.max_codes}; the first layer that parts is {d.agreement.first_divergence}",
+                f"{d.agreement.mismatched:,} of {d.agreement.elements:,} codes differ "
+                f"({share:.2g}), by at most "
+                f"{d.agreement.max_codes}; the first layer that parts is "
+                f"{d.agreement.first_divergence}",
                 f"details/{d.target}.json lists every tensor",
             )
         )
@@ -75,7 +88,8 @@ def _remarks(report: Report, d: Deployment, log: Json) -> list[Finding]:
             Finding(
                 "int8 is not faster here",
                 d.target,
-                f"float / int8 latency is {d.speedup.ratio:.2f} ({d.speedup.low:.2f}..{d.speedup.high:.2f}): "
+                f"float / int8 latency is {d.speedup.ratio:.2f} "
+                f"({d.speedup.low:.2f}..{d.speedup.high:.2f}): "
                 f"{d.speedup.verdict}",
                 "deploy the float model on this engine, unless size or memory decides",
             )
@@ -87,7 +101,8 @@ def _remarks(report: Report, d: Deployment, log: Json) -> list[Finding]:
             Finding(
                 "weak layers",
                 d.target,
-                f"{len(weak)} values have an SQNR below {WEAK_LAYER_DB:g} dB, the lowest is {worst['value']} "
+                f"{len(weak)} values have an SQNR below {WEAK_LAYER_DB:g} dB, the lowest is "
+                f"{worst['value']} "
                 f"({worst['op']}) with {worst['sqnr_db']:.1f} dB",
                 "see the SQNR chart in report.html",
             )

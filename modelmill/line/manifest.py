@@ -1,4 +1,6 @@
-"""What a build was made from: enough to run it again to the same artifact bytes, and to tell when it cannot be."""
+"""What a build was made from: enough to run it again to the same artifact bytes, and to tell when
+it cannot be.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,16 @@ from modelmill.quant.protect import Protect
 from modelmill.records.machine import this_machine
 
 VERSION = 1
-PACKAGES = ("numpy", "torch", "onnx", "onnx-ir", "onnxruntime", "openvino", "pillow", "opencv-python-headless")
+PACKAGES = (
+    "numpy",
+    "torch",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "openvino",
+    "pillow",
+    "opencv-python-headless",
+)
 
 
 def keys(options: BuildOptions, source: Source, images: Images, graph: ir.Graph) -> Json:
@@ -37,7 +48,7 @@ def keys(options: BuildOptions, source: Source, images: Images, graph: ir.Graph)
         "evaluation": images.evaluation.fingerprint(),
         "precision": options.precision,
         "seed": options.seed,
-        "recipe": asdict(options.recipe),
+        "recipe": asdict(options.recipe) if options.recipe is not None else None,
         "keep_float": list(options.keep_float),
         "versions": versions(),
         "flags": list(options.flags if options.flags is not None else this_machine().flags),
@@ -60,10 +71,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def manifest(options: BuildOptions, source: Source, images: Images, key: Json, report: Report, store: Store) -> Json:
-    """The manifest as JSON: resolved options, inputs by hash, machine, versions, and the artifacts by hash."""
+def manifest(
+    options: BuildOptions, source: Source, images: Images, key: Json, report: Report, store: Store
+) -> Json:
+    """The manifest as JSON: resolved options, inputs by hash, machine, versions, and the artifacts
+    by hash.
+    """
     machine = this_machine()
-    artifacts = {d.artifact: file_hash(store.path(d.artifact)) for d in report.deployments if store.path(d.artifact).exists()}
+    artifacts = {
+        d.artifact: file_hash(store.path(d.artifact))
+        for d in report.deployments
+        if store.path(d.artifact).exists()
+    }
     return {
         "version": VERSION,
         "options": {
@@ -98,7 +117,9 @@ def manifest(options: BuildOptions, source: Source, images: Images, key: Json, r
 
 
 def _place(value: Any) -> str | None:
-    """A path or spec as the user gave it, made absolute where it is a file; None for values only Python can hold."""
+    """A path or spec as the user gave it, made absolute where it is a file; None for values only
+    Python can hold.
+    """
     if value is None or not isinstance(value, str | Path):
         return None
     path = Path(value)
@@ -109,7 +130,8 @@ def options_from(manifest_path: Path, out: Path) -> BuildOptions:
     """The options of an earlier build, to run it again into `out`.
 
     Raises:
-        ValueError: not a manifest, a newer version, or it was built from Python values that a file cannot name.
+        ValueError: not a manifest, a newer version, or it was built from Python values that a file
+        cannot name.
     """
     try:
         held = json.loads(manifest_path.read_bytes())
@@ -118,9 +140,14 @@ def options_from(manifest_path: Path, out: Path) -> BuildOptions:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{manifest_path} is not a manifest of a build: {error}") from error
     if newer:
-        raise ValueError(f"{manifest_path} was written by a newer modelmill; upgrade: pip install -U modelmill")
+        raise ValueError(
+            f"{manifest_path} was written by a newer modelmill; upgrade: pip install -U modelmill"
+        )
     if asked["model"] is None or asked["data"] is None:
-        raise ValueError(f"{manifest_path}: the model or the data was a Python value; run build() from Python again")
+        raise ValueError(
+            f"{manifest_path}: the model or the data was a Python value; run build() from Python "
+            "again"
+        )
     steps = Recipe(
         Equalize(**recipe["equalize"]) if recipe["equalize"] else None,
         Calibrate(**recipe["calibrate"]),
@@ -131,4 +158,3 @@ def options_from(manifest_path: Path, out: Path) -> BuildOptions:
     listed["keep_float"] = tuple(asked["keep_float"])
     listed["flags"] = tuple(asked["flags"]) if asked["flags"] is not None else None
     return BuildOptions(out=out, recipe=steps, **listed)
-

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from modelmill.ir import Graph
-from modelmill.line.quantize import DEFAULT, Recipe
+from modelmill.line.quantize import Recipe
 from modelmill.line.source import DataSource
 from modelmill.numerics import parse_precision
 from modelmill.tasks import Card
@@ -18,10 +18,15 @@ from modelmill.tasks import Card
 class BuildOptions:
     """The options of `modelmill build`.
 
-    model: path of an ONNX file or .pt2, `package.module:factory[@weights]`, or a graph. card: path, Card, or None for the
-    one beside the model. calibrate: number of calibration images. limit: score at most so many images. max_drop: largest
-    accepted loss of the metric, a fraction. flags: CPU flags of the machine that will run it, None for this one. simulate:
-    images that the simulation runs on. keep_float: names of nodes that stay in float. timeout_s: of one engine request. db: path or URL, None for OUT/records.db.
+    model: path of an ONNX file or .pt2, `package.module:factory[@weights]`, or a graph.
+    card: path, Card, or None for the one beside the model.
+    calibrate: number of calibration images. limit: score at most so many images.
+    max_drop: largest accepted loss of the metric, a fraction.
+    recipe: the quantization steps; None for the task's default.
+    flags: CPU flags of the machine that will run it, None for this one.
+    keep_float: names of nodes that stay in float.
+    simulate: images that the simulation runs on. timeout_s: of one engine request.
+    db: path or URL, None for OUT/records.db.
     """
 
     model: str | Path | Graph
@@ -36,7 +41,7 @@ class BuildOptions:
     max_drop: float = 0.01
     seed: int = 0
     resume: bool = False
-    recipe: Recipe = DEFAULT
+    recipe: Recipe | None = None
     flags: tuple[str, ...] | None = None
     keep_float: tuple[str, ...] = ()
     simulate: int = 1000

@@ -125,7 +125,9 @@ def headline(report: Report, unit: Unit) -> str:
     base = f"float ({unit.score(report.float_score['score'])} {unit.label})"
     if not report.accepted:
         reasons = [f"{d.target} failed" for d in report.deployments if d.failed is not None]
-        far = [f"{t} loses {unit.amount(x)}" for t, x in drops.items() if x > report.max_drop + 1e-9]
+        far = [
+            f"{t} loses {unit.amount(x)}" for t, x in drops.items() if x > report.max_drop + 1e-9
+        ]
         if far:
             reasons.append(f"{' and '.join(far)} against {base}, where {allowed}")
         # With --allow-fallback there may be such operators, but no finding that refuses them.

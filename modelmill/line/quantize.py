@@ -1,7 +1,8 @@
 """From a clean float graph and calibration batches to a quantized graph per target.
 
-The recipe is the order of the systems that won on the data in docs/LOG.md: equalise, observe once for all targets, choose
-ranges, correct biases. What each step changed is logged as the SQNR (dB) of every quantized value.
+The recipe is the order of the systems that won on the data in docs/LOG.md: equalise, observe once
+for all targets, choose ranges, correct biases. What each step changed is logged as the SQNR (dB) of
+every quantized value.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ import torch
 from modelmill import executor, ir, passes, plugins, targets
 from modelmill.executor.integer import IntegerModule
 from modelmill.ir import Plan
-from modelmill.line.show import Show, Silent
+from modelmill.line.show import SILENT, Show
 from modelmill.quant.bias_correction import LAYERS, BiasCorrection
 from modelmill.quant.calibrate import Calibrate, activation_names, encode
 from modelmill.quant.equalize import Equalize
@@ -30,18 +31,30 @@ QDQ_OPSET = 13  # per-axis DequantizeLinear
 SQNR_CEILING = 200.0  # dB reported where nothing was lost at all
 
 
+EQUALIZE, CALIBRATE, BIAS_CORRECTION = Equalize(), Calibrate(), BiasCorrection()
+PROTECT = Protect()
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Which steps run, each with its options; None leaves a step out."""
 
-    equalize: Equalize | None = Equalize()
-    calibrate: Calibrate = Calibrate()
-    bias_correction: BiasCorrection | None = BiasCorrection()
-    protect: Protect | None = Protect()
+    equalize: Equalize | None = EQUALIZE
+    calibrate: Calibrate = CALIBRATE
+    bias_correction: BiasCorrection | None = BIAS_CORRECTION
+    protect: Protect | None = PROTECT
 
 
 DEFAULT = Recipe()
-WHY_DEFAULT = "best mean deployed score over the models of docs/LOG.md"
+
+
+def default_recipe(task: str) -> Recipe:
+    """The recipe that won on the models of docs/LOG.md for this task.
+
+    Detection stands more noise at the outputs before its score falls: box positions and scores
+    are many, and AP reads their order. A class is one argmax.
+    """
+    return replace(DEFAULT, protect=Protect(threshold_db=12.0)) if task == "detection" else DEFAULT
 
 
 @dataclass(frozen=True)
@@ -58,9 +71,10 @@ class LayerQuality:
 class Quantized:
     """A graph and its plan, ready for one target.
 
-    graph: float graph with the weights of the recipe. plan: an encoding at every point. planned: verdicts and notes.
-    quality: per quantized value, in graph order. protected: layers kept in float to save the rest. seconds: what calibration
-    and quantization took.
+    graph: float graph with the weights of the recipe. plan: an encoding at every point. planned:
+    verdicts and notes.
+    quality: per quantized value, in graph order. protected: layers kept in float to save the rest.
+    seconds: what calibration and quantization took.
     """
 
     graph: ir.Graph
@@ -73,7 +87,7 @@ class Quantized:
 
     def to_qdq(self) -> ir.Graph:
         """The artifact: QDQ nodes as the target wants them."""
-        return ir.to_qdq(self.graph, self.plan, self.target.on_codes)
+        return ir.to_qdq(self.graph, self.plan, self.target.on_codes, self.target.shield)
 
     def simulate(self) -> IntegerModule:
         """The executor in the target's integer arithmetic."""
@@ -121,14 +135,17 @@ def quantize(
 
 
 def prepare_graph(graph: ir.Graph) -> ir.Graph:
-    """Clean: fold batch norms and constants, drop identities; every layer gets an explicit bias; opset for QDQ."""
+    """Clean: fold batch norms and constants, drop identities; every layer gets an explicit bias;
+    opset for QDQ.
+    """
     graph = ir.at_opset(graph, max(ir.opset(graph), QDQ_OPSET))
     return passes.explicit_bias(passes.clean(graph))
 
 
 @dataclass(frozen=True)
 class Where:
-    """What a plan is made for: precision, and the CPU flags of the machine that will run it (None: this machine).
+    """What a plan is made for: precision, and the CPU flags of the machine that will run it (None:
+    this machine).
 
     keep_float: nodes that the user wants in float.
     """
@@ -144,13 +161,20 @@ class Where:
         if unknown:
             near = difflib.get_close_matches(unknown[0], [n for n in names if n], 3)
             hint = f"; nearest: {', '.join(near)}" if near else ""
-            raise ValueError(f"--keep-float: the model has no node {unknown[0]!r}{hint}. See 'modelmill inspect MODEL'")
+            raise ValueError(
+                f"--keep-float: the model has no node {unknown[0]!r}{hint}. See 'modelmill inspect "
+                "MODEL'"
+            )
         machine = this_machine()
         flags = frozenset(machine.flags if self.flags is None else self.flags)
-        return targets.plan(graph, target, self.precision, machine.arch, flags, self.keep_float | more)
+        return targets.plan(
+            graph, target, self.precision, machine.arch, flags, self.keep_float | more
+        )
 
 
-def plan_target(graph: ir.Graph, target: Target, precision: str, flags: Sequence[str] | None) -> Planned:
+def plan_target(
+    graph: ir.Graph, target: Target, precision: str, flags: Sequence[str] | None
+) -> Planned:
     """The target's plan on a machine with these CPU flags (None: this machine)."""
     return Where(precision, None if flags is None else tuple(flags)).plan(graph, target)
 
@@ -161,9 +185,10 @@ def quantize_all(
     where: Where,
     batches: Batches,
     recipe: Recipe = DEFAULT,
-    show: Show = Silent(),
+    show: Show = SILENT,
 ) -> dict[str, Quantized]:
-    """Quantize a clean graph for several targets; calibration data runs through the float model once.
+    """Quantize a clean graph for several targets; calibration data runs through the float model
+    once.
 
     Raises:
         ValueError: a target quantizes nothing in this model, or data or model give NaN.
@@ -172,7 +197,10 @@ def quantize_all(
     planned = {name: where.plan(graph, target) for name, target in chosen.items()}
     for name, plan in planned.items():
         if not plan.plan:
-            raise ValueError(f"target {name} quantizes nothing in this model; see 'modelmill check MODEL -t {name}'")
+            raise ValueError(
+                f"target {name} quantizes nothing in this model; see 'modelmill check MODEL -t "
+                f"{name}'"
+            )
     if recipe.equalize is not None:
         graph, _ = recipe.equalize(graph, Plan(), batches)
     names = sorted({n for p in planned.values() for n in activation_names(graph, p.plan)})
@@ -182,10 +210,12 @@ def quantize_all(
     results = {}
     for name, target in chosen.items():
         with show.step(f"quantize for {name}"):
-            results[name] = _quantize_one(graph, target, planned[name], where, batches, recipe, statistics, shared)
-        if results[name].protected:
-            kept = ", ".join(f"{p.node} ({p.sqnr_db:.1f} dB alone)" for p in results[name].protected)
-            show.say(f"{name}: kept in float, as quantizing them costs the outputs too much: {kept}")
+            begun = time.perf_counter()
+            made = _quantize_one(graph, target, planned[name], where, batches, recipe, statistics)
+            results[name] = replace(made, seconds=shared + time.perf_counter() - begun)
+        if made.protected:
+            kept = ", ".join(f"{p.node} ({p.sqnr_db:.1f} dB alone)" for p in made.protected)
+            show.say(f"{name}: kept in float, as quantizing them costs too much: {kept}")
     return results
 
 
@@ -197,9 +227,7 @@ def _quantize_one(
     batches: Batches,
     recipe: Recipe,
     statistics: Mapping[str, Statistics],
-    shared_seconds: float,
 ) -> Quantized:
-    start = time.perf_counter()
     plan = encode(graph, planned.plan, statistics, recipe.calibrate)
     feeds = next(iter(batches))
     protected: tuple[Protected, ...] = ()
@@ -213,15 +241,20 @@ def _quantize_one(
     if recipe.bias_correction is not None:
         corrected, plan = recipe.bias_correction(graph, plan, batches)
     targets.check(corrected, target, where.precision, plan)
-    seconds = shared_seconds + time.perf_counter() - start
     quality = layer_quality(graph, corrected, plan, target, feeds)
-    return Quantized(corrected, plan, target, planned, quality, protected, seconds)
+    return Quantized(corrected, plan, target, planned, quality, protected, seconds=0.0)
 
 
 def layer_quality(
-    reference: ir.Graph, graph: ir.Graph, plan: Plan, target: Target, feeds: Mapping[str, np.ndarray]
+    reference: ir.Graph,
+    graph: ir.Graph,
+    plan: Plan,
+    target: Target,
+    feeds: Mapping[str, np.ndarray],
 ) -> tuple[LayerQuality, ...]:
-    """SQNR of every quantized value on one batch: 10 log10(sum x^2 / sum (x - x_q)^2), x of the float model."""
+    """SQNR of every quantized value on one batch: 10 log10(sum x^2 / sum (x - x_q)^2), x of the
+    float model.
+    """
     encodings = plan.encodings()
     producers = {o.name: n for n in ir.nodes(graph) for o in n.outputs}
     noise: dict[str, torch.Tensor] = {}
@@ -244,5 +277,7 @@ def layer_quality(
         db = min(float(10 * torch.log10(ratio)), SQNR_CEILING) if ratio > 0 else 0.0
         node = producers.get(name)
         op = node.op_type if node is not None else "input"
-        found.append(LayerQuality(name, (node.name or "") if node is not None else name, op, round(db, 2)))
+        found.append(
+            LayerQuality(name, (node.name or "") if node is not None else name, op, round(db, 2))
+        )
     return tuple(found)

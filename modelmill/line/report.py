@@ -1,7 +1,8 @@
-"""The report of a build as values, and its JSON form. Scores are fractions between 0 and 1, times milliseconds.
+"""The report of a build as values, and its JSON form. Scores are fractions between 0 and 1, times
+milliseconds.
 
-`report.json` holds what a reader decides by; raw samples, per-tensor agreement and per-layer SQNR lie in
-`details/TARGET.json`. Fields beyond the house's schema are marked with (+).
+`report.json` holds what a reader decides by; raw samples, per-tensor agreement and per-layer SQNR
+lie in `details/TARGET.json`. Fields beyond the house's schema are marked with (+).
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Finding:
-    """Something the reader must know: what, where (a target or a layer), why, and the next command."""
+    """Something the reader must know: what, where (a target or a layer), why, and the next
+    command.
+    """
 
     what: str
     where: str
@@ -24,7 +27,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """deployed: on the real engine, n images. simulated (+ deployed_same): both on the first `simulated_n` of them."""
+    """deployed: on the real engine, n images. simulated (+ deployed_same): both on the first
+    `simulated_n` of them.
+    """
 
     deployed: float
     simulated: float
@@ -36,7 +41,9 @@ class ScoreReport:
 
 @dataclass(frozen=True)
 class AgreementReport:
-    """Codes compared at every quantized tensor; first_divergence is a node, None where all codes are equal."""
+    """Codes compared at every quantized tensor; first_divergence is a node, None where all codes
+    are equal.
+    """
 
     elements: int
     mismatched: int
@@ -70,7 +77,9 @@ class SpeedupReport:
 
 @dataclass(frozen=True)
 class Deployment:
-    """One target's outcome. failed (+): None, or why there is no result; then the other facts are None."""
+    """One target's outcome. failed (+): None, or why there is no result; then the other facts are
+    None.
+    """
 
     target: str
     runtime: str

@@ -1,4 +1,6 @@
-"""What a long run tells whoever watches: steps with progress, and sentences. The line only speaks to this protocol."""
+"""What a long run tells whoever watches: steps with progress, and sentences. The line only speaks
+to this protocol.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ Advance = Callable[[int], None]
 
 
 class Show(Protocol):
-    """A watcher. `step` surrounds a piece of work of `total` units; what it yields takes the units done so far."""
+    """A watcher. `step` surrounds a piece of work of `total` units; what it yields takes the units
+    done so far.
+    """
 
     def step(self, name: str, total: int | None = None) -> AbstractContextManager[Advance]: ...
 

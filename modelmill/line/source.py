@@ -1,4 +1,6 @@
-"""What a build starts from: the model, its card, its task, and the images to calibrate on and to score with."""
+"""What a build starts from: the model, its card, its task, and the images to calibrate on and to
+score with.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Images:
-    """calibration and evaluation never share an image unless the user gave both; note says where they come from."""
+    """calibration and evaluation never share an image unless the user gave both; note says where
+    they come from.
+    """
 
     calibration: Dataset
     evaluation: Dataset
@@ -42,7 +46,8 @@ def load_source(model: str | Path | ir.Graph, card: str | Path | Card | None) ->
     """Load a model and its card and check one against the other.
 
     Raises:
-        ValueError: no such model, an unknown operator, no card, or a card that contradicts the graph.
+        ValueError: no such model, an unknown operator, no card, or a card that contradicts the
+        graph.
     """
     loaded = read_card(model, card)
     graph = read_graph(model, loaded)
@@ -51,19 +56,28 @@ def load_source(model: str | Path | ir.Graph, card: str | Path | Card | None) ->
         listed = ", ".join(f"{op} (node {node!r})" for node, op in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise ir.ModelError(
-            f"the executor has no operator {listed}{more}; rewrite it at export, or add it: one function in "
+            f"the executor has no operator {listed}{more}; rewrite it at export, or add it: one "
+            "function in "
             "modelmill/executor, see CONTRIBUTING.md"
         )
     inputs = ir.inputs(graph)
     if len(inputs) != 1:
         raise ir.ModelError(
-            f"the model has {len(inputs)} inputs ({', '.join(inputs)}), a card describes one picture input"
+            f"the model has {len(inputs)} inputs ({', '.join(inputs)}), a card describes one "
+            "picture input"
         )
     name, info = next(iter(inputs.items()))
     tasks.check_card(loaded, info.shape, {n: o.shape for n, o in ir.outputs(graph).items()})
     batch = info.shape[0] if isinstance(info.shape[0], int) else None
     title = Path(model).stem if isinstance(model, str | Path) else graph.graph.name or "model"
-    return Source(title.partition("@")[0], graph, loaded, plugins.load("modelmill.tasks", loaded.task), name, batch)
+    return Source(
+        title.partition("@")[0],
+        graph,
+        loaded,
+        plugins.load("modelmill.tasks", loaded.task),
+        name,
+        batch,
+    )
 
 
 def read_card(model: str | Path | ir.Graph, card: str | Path | Card | None) -> Card:
@@ -77,14 +91,17 @@ def read_card(model: str | Path | ir.Graph, card: str | Path | Card | None) -> C
     path = tasks.default_card_path(model)
     if not path.is_file():
         raise CardError(
-            f"no card: {path} does not exist. A card tells how the model is fed and read (size, colour, resize, mean, "
+            f"no card: {path} does not exist. A card tells how the model is fed and read (size, "
+            "colour, resize, mean, "
             "std, decoder); write one, see docs/card.md, or give --card"
         )
     return tasks.load_card(path)
 
 
 def read_graph(model: str | Path | ir.Graph, card: Card) -> ir.Graph:
-    """The model as a graph: an ONNX file, an exported program, or a PyTorch factory fed as the card says."""
+    """The model as a graph: an ONNX file, an exported program, or a PyTorch factory fed as the card
+    says.
+    """
     if isinstance(model, ir.Graph):
         return model
     text = str(model)
@@ -102,7 +119,8 @@ def load_images(
     seed: int,
     transform: Callable[[Any], Any] | None = None,
 ) -> Images:
-    """Open the images; without `calib` the calibration images are taken out of `data` and not scored.
+    """Open the images; without `calib` the calibration images are taken out of `data` and not
+    scored.
 
     Raises:
         ValueError: empty, unreadable or unlabelled data, or not enough of it.
@@ -117,7 +135,8 @@ def load_images(
         count = min(calibrate, len(evaluation) // 2)
         pool, evaluation = tasks.split(evaluation, count, seed)
         note = (
-            f"no calibration data was given: {count} images of {evaluation.where} were used to calibrate and are "
+            f"no calibration data was given: {count} images of {evaluation.where} were used to "
+            "calibrate and are "
             f"excluded from the score"
         )
     if limit is not None and limit < len(evaluation):

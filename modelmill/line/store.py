@@ -89,7 +89,8 @@ class Store:
             if temporary:
                 Path(temporary).unlink(missing_ok=True)
             raise OutputError(
-                f"cannot write {path} ({len(data):,} bytes): {error.strerror}. Finished steps are kept; make room, "
+                f"cannot write {path} ({len(data):,} bytes): {error.strerror}. Finished steps are "
+                "kept; make room, "
                 "then run the same command with --resume"
             ) from error
         return path

@@ -1,4 +1,6 @@
-"""Number formats: what a quantized tensor may look like (`QuantSpec`) and its numbers (`Encoding`)."""
+"""Number formats: what a quantized tensor may look like (`QuantSpec`) and its numbers
+(`Encoding`).
+"""
 
 from modelmill.numerics.arithmetic import Arithmetic
 from modelmill.numerics.encoding import Encoding, choose_encoding

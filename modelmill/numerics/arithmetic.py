@@ -1,7 +1,9 @@
-"""`Arithmetic`: how an engine computes on codes, as far as engines differ; the executor's integer mode follows it.
+"""`Arithmetic`: how an engine computes on codes, as far as engines differ; the executor's integer
+mode follows it.
 
-Everything here is between integer accumulation, which is exact everywhere unless 16-bit sums saturate, and the output
-code. The names say what is rounded when; the executor states the formula of each choice.
+Everything here is between integer accumulation, which is exact everywhere unless 16-bit sums
+saturate, and the output code. The names say what is rounded when; the executor states the formula
+of each choice.
 """
 
 from dataclasses import dataclass
@@ -13,13 +15,15 @@ class Arithmetic:
     """One engine's arithmetic on codes.
 
     requantize: how a convolution's int32 accumulator becomes an output code.
-        "multiply": one float32 multiplier s_x * s_w / s_y per channel (int32 bias inside the accumulator).
-        "reciprocal": to float32 by s_x * s_w, float bias, then multiplied by float32 1 / s_y.
-        "dequantize": to float32 by s_x * s_w, float bias, activation, then quantized as any float is.
+        "multiply": one float32 multiplier s_x * s_w / s_y per channel (int32 bias inside the
+        accumulator). "reciprocal": to float32 by s_x * s_w, float bias, then multiplied by float32
+        1 / s_y. "dequantize": to float32 by s_x * s_w, float bias, activation, then quantized as
+        any float is.
     add: integer addition of two tensors.
         "fma": two fused multiply-adds on float32 scale ratios around one folded constant.
         "dequantize": both to float32, added, quantized.
-    average_pool: "sequential" sums dequantized float32 values window element by element; "dequantize" leaves the order
+    average_pool: "sequential" sums dequantized float32 values window element by element;
+    "dequantize" leaves the order
         to the float operator.
     """
 

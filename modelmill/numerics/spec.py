@@ -1,7 +1,8 @@
 """`QuantSpec`: how a tensor may be quantized, without the numbers.
 
-A real number x is held as an integer code q with x ~ scale * (q - zero_point), q in [qmin, qmax] (ONNX
-QuantizeLinear). A spec fixes the code range and whether scale and zero point are per tensor or per channel.
+A real number x is held as an integer code q with x ~ scale * (q - zero_point), q in [qmin, qmax]
+(ONNX QuantizeLinear). A spec fixes the code range and whether scale and zero point are per tensor
+or per channel.
 """
 
 import re
@@ -20,7 +21,8 @@ class QuantSpec:
     axis: None for one scale per tensor, else the axis that has a scale per index.
     narrow: leave out the lowest code, so that a signed range is symmetric around 0.
 
-    Invariants: qmin <= zero_point <= qmax for every encoding of this spec; symmetric specs have one possible zero point.
+    Invariants: qmin <= zero_point <= qmax for every encoding of this spec; symmetric specs have one
+    possible zero point.
     """
 
     bits: int = 8

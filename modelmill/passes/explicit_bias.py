@@ -1,7 +1,8 @@
 """Conv(x, w) -> Conv(x, w, 0): every layer with a constant weight gets a bias of its own.
 
-The zero changes no output and costs nothing in an accumulator; quantization steps then have a place to put a correction, and
-targets that want an int32 bias find one. Applies to Conv, ConvTranspose and Gemm.
+The zero changes no output and costs nothing in an accumulator; quantization steps then have a place
+to put a correction, and targets that want an int32 bias find one. Applies to Conv, ConvTranspose
+and Gemm.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ def explicit_bias(graph: ir.Graph) -> ir.Graph:
     """A clone in which no Conv, ConvTranspose or Gemm with a constant weight lacks a bias."""
     made = ir.clone(graph)
     for node in ir.nodes(made):
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or ir.constant(node.inputs[1]) is None:
+        if (
+            node.op_type not in ("Conv", "ConvTranspose", "Gemm")
+            or ir.constant(node.inputs[1]) is None
+        ):
             continue
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             continue

@@ -1,11 +1,14 @@
 """Empirical bias correction (Nagel et al. 2019, arXiv:1906.04721, section 4.2, with data).
 
-Quantization shifts the mean of a layer's output per channel; the shift is measured and taken back in the bias:
+Quantization shifts the mean of a layer's output per channel; the shift is measured and taken back
+in the bias:
 
     b += E[y_float] - E[y_quantized]          per output channel
 
-Layers are corrected in graph order, each seeing inputs that the corrected layers before it produced. That needs no pass
-per layer: the correction is applied to the layer's output on the fly while one batch runs through, and the corrections of
+Layers are corrected in graph order, each seeing inputs that the corrected layers before it
+produced. That needs no pass
+per layer: the correction is applied to the layer's output on the fly while one batch runs through,
+and the corrections of
 all batches are averaged. Peak memory: one batch through two models.
 """
 
@@ -31,7 +34,9 @@ class BiasCorrection:
     images: int = 128
 
     def __call__(self, graph: ir.Graph, plan: Plan, batches: Batches) -> tuple[ir.Graph, Plan]:
-        """A graph with corrected biases, and the plan with their encodings; layers without a bias are left alone."""
+        """A graph with corrected biases, and the plan with their encodings; layers without a bias
+        are left alone.
+        """
         layers = [n for n in ir.nodes(graph) if _correctable(n, plan)]
         outputs = {n.outputs[0].name or "": n for n in layers}
         shifts = self._measure(graph, plan, batches, list(outputs))
@@ -40,10 +45,14 @@ class BiasCorrection:
         for output, node in outputs.items():
             array = ir.constant(by_name[node.name].inputs[2])
             assert array is not None
-            ir.set_constant(made, by_name[node.name], 2, (array + shifts[output]).astype(np.float32))
+            ir.set_constant(
+                made, by_name[node.name], 2, (array + shifts[output]).astype(np.float32)
+            )
         return made, encode_biases(made, plan)
 
-    def _measure(self, graph: ir.Graph, plan: Plan, batches: Batches, outputs: list[str]) -> dict[str, np.ndarray]:
+    def _measure(
+        self, graph: ir.Graph, plan: Plan, batches: Batches, outputs: list[str]
+    ) -> dict[str, np.ndarray]:
         """Mean of y_float - y_quantized per channel for each output, float64, shape (channels,)."""
         float_module, module = executor.Module(graph), executor.Module(graph, plan)
         sums = {name: torch.zeros(1, dtype=torch.float64) for name in outputs}
@@ -52,10 +61,14 @@ class BiasCorrection:
             for feeds in batches:
                 means: dict[str, torch.Tensor] = {}
 
-                def remember(name: str, y: torch.Tensor, means: dict[str, torch.Tensor] = means) -> None:
+                def remember(
+                    name: str, y: torch.Tensor, means: dict[str, torch.Tensor] = means
+                ) -> None:
                     means[name] = _channel_mean(y)
 
-                def correct(name: str, y: torch.Tensor, means: dict[str, torch.Tensor] = means) -> torch.Tensor:
+                def correct(
+                    name: str, y: torch.Tensor, means: dict[str, torch.Tensor] = means
+                ) -> torch.Tensor:
                     shift = means[name] - _channel_mean(y)
                     sums[name] = sums[name] + shift.double() * len(y)
                     return y + shift.reshape(1, -1, *[1] * (y.dim() - 2))
@@ -76,7 +89,9 @@ def _correctable(node: ir.Node, plan: Plan) -> bool:
     if weight is None or plan.at(weight.name or "", node.name or "", 1) is None:
         return False
     array = ir.constant(bias)
-    return bias is not None and array is not None and array.ndim == 1 and len(list(bias.uses())) == 1
+    return (
+        bias is not None and array is not None and array.ndim == 1 and len(list(bias.uses())) == 1
+    )
 
 
 def _channel_mean(y: torch.Tensor) -> torch.Tensor:

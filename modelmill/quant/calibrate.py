@@ -1,7 +1,8 @@
 """Calibration: give every point of a plan its numbers.
 
-Activations take their range from streamed statistics (`observe`, `ranges`); weights from their own values, per output
-channel; int32 biases follow from both: s_bias = s_x * s_w, zero point 0, so that a bias adds to the accumulator as it is.
+Activations take their range from streamed statistics (`observe`, `ranges`); weights from their own
+values, per output channel; int32 biases follow from both: s_bias = s_x * s_w, zero point 0, so that
+a bias adds to the accumulator as it is.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Calibrate:
 
     def __call__(self, graph: ir.Graph, plan: Plan, batches: Batches) -> tuple[ir.Graph, Plan]:
         """The same graph, and the plan with an encoding at every point."""
-        return graph, encode(graph, plan, observe(graph, activation_names(graph, plan), batches), self)
+        return graph, encode(
+            graph, plan, observe(graph, activation_names(graph, plan), batches), self
+        )
 
 
 def activation_names(graph: ir.Graph, plan: Plan) -> list[str]:
@@ -42,7 +45,9 @@ def activation_names(graph: ir.Graph, plan: Plan) -> list[str]:
     return sorted({point.value for point in plan if point.value not in constants})
 
 
-def encode(graph: ir.Graph, plan: Plan, statistics: Mapping[str, Statistics], options: Calibrate) -> Plan:
+def encode(
+    graph: ir.Graph, plan: Plan, statistics: Mapping[str, Statistics], options: Calibrate
+) -> Plan:
     """Encodings for all points of `plan`; points in one tie get one encoding."""
     tied = {point: group for group in plan.ties for point in group}
     constants = ir.constants(graph)
@@ -67,7 +72,9 @@ def encode(graph: ir.Graph, plan: Plan, statistics: Mapping[str, Statistics], op
 
 
 def leaky_weights(graph: ir.Graph) -> dict[str, float]:
-    """Values that only a LeakyReLU reads: the square of its slope, by which errors below 0 matter less."""
+    """Values that only a LeakyReLU reads: the square of its slope, by which errors below 0 matter
+    less.
+    """
     found = {}
     for node in ir.nodes(graph):
         value = node.inputs[0] if node.op_type == "LeakyRelu" else None
@@ -80,10 +87,14 @@ def _is_weight(spec: QuantSpec, array: np.ndarray) -> bool:
     return spec.axis is not None or spec.symmetric or array.ndim == 0
 
 
-def _statistics(name: str, statistics: Mapping[str, Statistics], constants: Mapping[str, np.ndarray]) -> Statistics:
+def _statistics(
+    name: str, statistics: Mapping[str, Statistics], constants: Mapping[str, np.ndarray]
+) -> Statistics:
     if name in constants:  # a constant operand of Add or Mul: its range is known
         low, high = float(constants[name].min()), float(constants[name].max())
-        return Statistics(low, high, (min(low, 0.0), max(high, 0.0)), np.zeros(len(_any(statistics).counts)), 0.0)
+        return Statistics(
+            low, high, (min(low, 0.0), max(high, 0.0)), np.zeros(len(_any(statistics).counts)), 0.0
+        )
     return statistics[name]
 
 
@@ -92,7 +103,8 @@ def _any(statistics: Mapping[str, Statistics]) -> Statistics:
 
 
 def weight_encoding(weight: np.ndarray, spec: QuantSpec, method: str) -> Encoding:
-    """The encoding of a weight: full range, or per channel the shrunk range with the smallest squared error.
+    """The encoding of a weight: full range, or per channel the shrunk range with the smallest
+    squared error.
 
     Args:
         weight: float, any shape that has `spec.axis`.
@@ -104,7 +116,11 @@ def weight_encoding(weight: np.ndarray, spec: QuantSpec, method: str) -> Encodin
     """
     if method not in ("minmax", "mse"):
         raise ValueError(f"unknown weight calibration {method!r}. Choices: minmax, mse")
-    rows = weight.reshape(1, -1) if spec.axis is None else np.moveaxis(weight, spec.axis, 0).reshape(weight.shape[spec.axis], -1)
+    rows = (
+        weight.reshape(1, -1)
+        if spec.axis is None
+        else np.moveaxis(weight, spec.axis, 0).reshape(weight.shape[spec.axis], -1)
+    )
     low, high = rows.min(axis=1), rows.max(axis=1)
     if method == "mse":
         row_spec = replace(spec, axis=0)
@@ -114,7 +130,9 @@ def weight_encoding(weight: np.ndarray, spec: QuantSpec, method: str) -> Encodin
                 for a in WEIGHT_SHRINK
             ]
         )
-        share = WEIGHT_SHRINK[len(WEIGHT_SHRINK) - 1 - np.argmin(errors[::-1], axis=0)]  # ties: the full range
+        share = WEIGHT_SHRINK[
+            len(WEIGHT_SHRINK) - 1 - np.argmin(errors[::-1], axis=0)
+        ]  # ties: the full range
         low, high = low * share, high * share
     if spec.axis is None:
         return choose_encoding(spec, low[0], high[0])
@@ -122,7 +140,9 @@ def weight_encoding(weight: np.ndarray, spec: QuantSpec, method: str) -> Encodin
 
 
 def encode_biases(graph: ir.Graph, plan: Plan, points: list[Point] | None = None) -> Plan:
-    """The plan with every int32 bias scaled by the product of its node's input and weight scales."""
+    """The plan with every int32 bias scaled by the product of its node's input and weight
+    scales.
+    """
     if points is None:
         points = [p for p in plan if plan.spec(p).bits == BIAS_BITS]
     wanted = set(points)

@@ -1,18 +1,23 @@
-"""Cross-layer equalisation (Nagel et al. 2019, arXiv:1906.04721, section 4.1), by weights or by activations.
+"""Cross-layer equalisation (Nagel et al. 2019, arXiv:1906.04721, section 4.1), by weights or by
+activations.
 
-For a pair y = W2 f(W1 x + b1), f positively homogeneous per channel (ReLU, LeakyReLU or nothing), every s > 0 gives
+For a pair y = W2 f(W1 x + b1), f positively homogeneous per channel (ReLU, LeakyReLU or nothing),
+every s > 0 gives
 
     W2 f(W1 x + b1) = (W2 S) f(S^-1 W1 x + S^-1 b1)
 
 so the float output stays, and s may be chosen to make both sides easy to quantize.
 
-by="weights", the paper:   s_c = sqrt(r1_c / r2_c),  r1_c = max |W1[c]|,  r2_c = max |W2[:, c]|, chains swept until nothing moves.
+by="weights", the paper:   s_c = sqrt(r1_c / r2_c),  r1_c = max |W1[c]|,  r2_c = max |W2[:, c]|,
+                           chains swept until nothing moves.
     Right where weights have one scale per tensor.
-by="activations":          s_c = a_c^alpha / r2_c^(1 - alpha),  a_c = max |f(W1 x + b1)_c| over calibration data,
-    r2_c = max over rows o of |W2[o, c]| / max |W2[o]|. Where weights have a scale per output channel, scaling rows of W1 costs
-    nothing, and what is left to balance is the spread of the activation's channels under one scale (as SmoothQuant, Xiao et
-    al. 2023, arXiv:2211.10438, eq. 4) against the spread within the rows of W2. A depthwise W2 has one input channel per row:
-    then alpha is 1 and all channels get the same range for nothing.
+by="activations":          s_c = a_c^alpha / r2_c^(1 - alpha),  a_c = max |f(W1 x + b1)_c| over
+                           calibration data,
+    r2_c = max over rows o of |W2[o, c]| / max |W2[o]|. Where weights have a scale per output
+    channel, scaling rows of W1 costs nothing, and what is left to balance is the spread of the
+    activation's channels under one scale (as SmoothQuant, Xiao et al. 2023, arXiv:2211.10438, eq.
+    4) against the spread within the rows of W2. A depthwise W2 has one input channel per row: then
+    alpha is 1 and all channels get the same range for nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +32,8 @@ from modelmill.ir import Plan
 from modelmill.quant.observe import Batches
 
 HOMOGENEOUS = ("Relu", "LeakyRelu")
-# A channel that is (nearly) dead on either side has no meaningful ratio; scaling it would only invite overflow.
+# A channel that is (nearly) dead on either side has no meaningful ratio; scaling it would only
+# invite overflow.
 SMALLEST_RANGE = 1e-8
 LARGEST_SCALE = 1e4
 
@@ -36,8 +42,9 @@ LARGEST_SCALE = 1e4
 class Equalize:
     """The equalisation step.
 
-    by: "activations" or "weights". alpha: see the formula. images: at most so many are run to find a_c. sweeps, converged:
-    by weights, at most so many passes over all pairs, until s changes by less than this.
+    by: "activations" or "weights". alpha: see the formula. images: at most so many are run to find
+    a_c. sweeps, converged: by weights, at most so many passes over all pairs, until s changes by
+    less than this.
     """
 
     by: str = "activations"
@@ -56,13 +63,22 @@ class Equalize:
         pairs = find_pairs(made)
         if not pairs:
             return made, plan
-        weights = {n: a.astype(np.float64) for n, a in ir.constants(made).items() if a.dtype == np.float32}
+        weights = {
+            n: a.astype(np.float64) for n, a in ir.constants(made).items() if a.dtype == np.float32
+        }
         if self.by == "weights":
             self._sweep(weights, pairs)
         else:
-            reach = _channel_reach(made, [_between(first) for first, _ in pairs], batches, self.images)
+            reach = _channel_reach(
+                made, [_between(first) for first, _ in pairs], batches, self.images
+            )
             for first, second in pairs:
-                rescale(weights, first, second, activation_scale(weights, second, reach[_between(first)], self.alpha))
+                rescale(
+                    weights,
+                    first,
+                    second,
+                    activation_scale(weights, second, reach[_between(first)], self.alpha),
+                )
         for node in dict.fromkeys(node for pair in pairs for node in pair):
             for index, value in list(enumerate(node.inputs))[1:3]:
                 if value is not None:
@@ -87,8 +103,12 @@ def _between(first: ir.Node) -> str:
     return (follower if through and follower is not None else first).outputs[0].name or ""
 
 
-def _channel_reach(graph: ir.Graph, names: list[str], batches: Batches, images: int) -> dict[str, np.ndarray]:
-    """Largest magnitude per channel of the named values over the first images, float64, shape (channels,)."""
+def _channel_reach(
+    graph: ir.Graph, names: list[str], batches: Batches, images: int
+) -> dict[str, np.ndarray]:
+    """Largest magnitude per channel of the named values over the first images, float64, shape
+    (channels,).
+    """
     found: dict[str, torch.Tensor] = {}
 
     def look(name: str, y: torch.Tensor) -> None:
@@ -107,7 +127,8 @@ def _channel_reach(graph: ir.Graph, names: list[str], batches: Batches, images: 
 
 
 def find_pairs(graph: ir.Graph) -> list[tuple[ir.Node, ir.Node]]:
-    """Convolutions and Gemms of which the second is the only reader of the first, through an activation or directly.
+    """Convolutions and Gemms of which the second is the only reader of the first, through an
+    activation or directly.
 
     Weights and biases must be constants used once: scaling a shared one would change another layer.
     """
@@ -126,18 +147,31 @@ def find_pairs(graph: ir.Graph) -> list[tuple[ir.Node, ir.Node]]:
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
     uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and uses[0].idx == 0 and not value.is_graph_output() else None
+    return (
+        uses[0].node
+        if len(uses) == 1 and uses[0].idx == 0 and not value.is_graph_output()
+        else None
+    )
 
 
 def _scalable(node: ir.Node) -> bool:
     if node.op_type not in ("Conv", "Gemm"):
         return False
     attributes = ir.attributes(node)
-    if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
+    if (
+        attributes.get("transA", 0)
+        or attributes.get("alpha", 1.0) != 1.0
+        or attributes.get("beta", 1.0) != 1.0
+    ):
         return False
     parameters = [v for v in node.inputs[1:3] if v is not None]
     arrays = [ir.constant(v) for v in parameters]
-    if node.op_type == "Gemm" and len(arrays) == 2 and arrays[1] is not None and arrays[1].ndim != 1:
+    if (
+        node.op_type == "Gemm"
+        and len(arrays) == 2
+        and arrays[1] is not None
+        and arrays[1].ndim != 1
+    ):
         return False
     once = all(len(list(v.uses())) == 1 and not v.is_graph_output() for v in parameters)
     return once and all(a is not None and a.dtype == np.float32 for a in arrays)
@@ -151,8 +185,12 @@ def weight_scale(weights: dict[str, np.ndarray], first: ir.Node, second: ir.Node
     return _ratio(np.sqrt(r1), np.sqrt(r2))
 
 
-def activation_scale(weights: dict[str, np.ndarray], second: ir.Node, reach: np.ndarray, alpha: float) -> np.ndarray:
-    """s of one pair by activation ranges `reach`, shape (channels between them,); 1 where a side is dead."""
+def activation_scale(
+    weights: dict[str, np.ndarray], second: ir.Node, reach: np.ndarray, alpha: float
+) -> np.ndarray:
+    """S of one pair by activation ranges `reach`, shape (channels between them,); 1 where a side is
+    dead.
+    """
     w2 = np.abs(_input_major(weights, second))
     if _is_depthwise(second):
         return _ratio(reach, np.full(len(reach), max(reach.max(), SMALLEST_RANGE)))
@@ -163,14 +201,22 @@ def activation_scale(weights: dict[str, np.ndarray], second: ir.Node, reach: np.
 
 
 def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
-    alive = (over > SMALLEST_RANGE) & (under > SMALLEST_RANGE) if len(over) == len(under) else np.zeros(len(over), bool)
+    alive = (
+        (over > SMALLEST_RANGE) & (under > SMALLEST_RANGE)
+        if len(over) == len(under)
+        else np.zeros(len(over), bool)
+    )
     scale = np.ones(len(over))
     scale[alive] = np.clip(over[alive] / under[alive], 1 / LARGEST_SCALE, LARGEST_SCALE)
     return scale
 
 
-def rescale(weights: dict[str, np.ndarray], first: ir.Node, second: ir.Node, scale: np.ndarray) -> None:
-    """Apply s to one pair in `weights`, in place; pairs whose channels cannot be matched stay as they are."""
+def rescale(
+    weights: dict[str, np.ndarray], first: ir.Node, second: ir.Node, scale: np.ndarray
+) -> None:
+    """Apply s to one pair in `weights`, in place; pairs whose channels cannot be matched stay as
+    they are.
+    """
     w1, w2 = _output_major(weights, first), _input_major(weights, second)
     if not len(w1) == len(w2) == len(scale):
         return
@@ -192,7 +238,9 @@ def _output_major(weights: dict[str, np.ndarray], node: ir.Node) -> np.ndarray:
 
 
 def _input_major(weights: dict[str, np.ndarray], node: ir.Node) -> np.ndarray:
-    """A view of the weight with the input channels first; of a grouped convolution, channel g * C/G + c."""
+    """A view of the weight with the input channels first; of a grouped convolution, channel g * C/G
+    + c.
+    """
     weight = weights[_weight_name(node)]
     if node.op_type == "Gemm":
         return weight.T if ir.attributes(node).get("transB", 0) else weight

@@ -1,8 +1,9 @@
 """Stream calibration data through the float model and keep, per tensor, its range and a histogram.
 
-Memory does not grow with the number of images: a histogram has a fixed number of bins, and when a value falls outside,
-the covered range doubles and neighbouring bins merge, which keeps every count exact. Ranges see every element;
-histograms see at most `SAMPLES` elements per tensor and batch, at a fixed odd stride, as their shape does not need more.
+Memory does not grow with the number of images: a histogram has a fixed number of bins, and when a
+value falls outside, the covered range doubles and neighbouring bins merge, which keeps every count
+exact. Ranges see every element; histograms see at most `SAMPLES` elements per tensor and batch, at
+a fixed odd stride, as their shape does not need more.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ Batches = Iterable[Mapping[str, np.ndarray]]
 class Statistics:
     """What calibration saw of one tensor.
 
-    low, high: exact smallest and largest element. edges: [first, last] real number the histogram covers. counts: float64,
-    shape (bins,), of the sampled elements other than exact zeros; zeros: how many of those there were.
+    low, high: exact smallest and largest element. edges: [first, last] real number the histogram
+    covers. counts: float64, shape (bins,), of the sampled elements other than exact zeros; zeros:
+    how many of those there were.
     """
 
     low: float
@@ -84,10 +86,14 @@ class Observer:
             self.first, self.last = low, high
             return
         while high > self.last:
-            self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(1), np.zeros(self.bins // 2)])
+            self.counts = np.concatenate(
+                [self.counts.reshape(-1, 2).sum(1), np.zeros(self.bins // 2)]
+            )
             self.last = self.first + 2 * (self.last - self.first)
         while low < self.first:
-            self.counts = np.concatenate([np.zeros(self.bins // 2), self.counts.reshape(-1, 2).sum(1)])
+            self.counts = np.concatenate(
+                [np.zeros(self.bins // 2), self.counts.reshape(-1, 2).sum(1)]
+            )
             self.first = self.last - 2 * (self.last - self.first)
 
     def statistics(self) -> Statistics:
@@ -99,7 +105,8 @@ class Observer:
 def merge(statistics: Sequence[Statistics]) -> Statistics:
     """The statistics of several tensors taken together, as one encoding for all of them needs.
 
-    Counts are moved to the bins of the widest range by their centres, which is off by less than one of its bins.
+    Counts are moved to the bins of the widest range by their centres, which is off by less than one
+    of its bins.
     """
     if len(statistics) == 1:
         return statistics[0]
@@ -139,7 +146,8 @@ def observe(
             observers[name].update(x)
         except ValueError as error:
             raise ValueError(
-                f"value {name!r} holds {error} on calibration data; the model overflows, or the card's scale, mean or "
+                f"value {name!r} holds {error} on calibration data; the model overflows, or the "
+                "card's scale, mean or "
                 "std is wrong. Check the card, then run 'modelmill inspect MODEL'."
             ) from error
 
@@ -150,5 +158,7 @@ def observe(
             images += len(next(iter(feeds.values())))
             progress(images)
     if not images:
-        raise ValueError("calibration needs at least one image, found none; check --calib and --data")
+        raise ValueError(
+            "calibration needs at least one image, found none; check --calib and --data"
+        )
     return {name: observer.statistics() for name, observer in observers.items()}

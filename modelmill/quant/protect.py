@@ -1,8 +1,10 @@
-"""Keep the few layers in float that would spoil the whole: mixed int8 / float, only where it is needed.
+"""Keep the few layers in float that would spoil the whole: mixed int8 / float, only where it is
+needed.
 
-The noise of quantization at the model's output is nearly additive over layers, so one number per layer tells who spoils it:
-the SQNR of the outputs when that layer alone is quantized. If the fully quantized model is below `threshold_db`, layers are
-kept in float, worst first, until it is not, or until they hold `max_share` of the multiply-accumulates.
+The noise of quantization at the model's output is nearly additive over layers, so one number per
+layer tells who spoils it: the SQNR of the outputs when that layer alone is quantized. If the fully
+quantized model is below `threshold_db`, layers are kept in float, worst first, until it is not, or
+until they hold `max_share` of the multiply-accumulates.
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ from modelmill import executor, ir
 from modelmill.ir import Plan, Point
 
 SILENT_DB = 200.0
+HARMLESS_DB = 10.0  # so far above the threshold a layer adds a tenth of the allowed noise
 
 
 @dataclass(frozen=True)
 class Protected:
-    """A layer kept in float: its name, and the SQNR (dB) of the outputs when it alone is quantized."""
+    """A layer kept in float: its name, and the SQNR (dB) of the outputs when it alone is
+    quantized.
+    """
 
     node: str
     sqnr_db: float
@@ -29,7 +34,9 @@ class Protected:
 
 @dataclass(frozen=True)
 class Protect:
-    """threshold_db: wanted SQNR of the outputs. max_share: of the MACs that may stay in float. images: that are looked at."""
+    """threshold_db: wanted SQNR of the outputs. max_share: of the MACs that may stay in float.
+    images: that are looked at.
+    """
 
     threshold_db: float = 24.0
     max_share: float = 0.25
@@ -41,7 +48,9 @@ class Protect:
         """The layers to keep in float; none if the model is good enough as it is.
 
         Args:
-            graph: float graph. plan: with encodings. layers: names of the nodes to choose from, those with weights.
+            graph: float graph.
+            plan: with encodings.
+            layers: names of the nodes to choose from, those with weights.
             feeds: one batch; its first `images` are used unless the graph has a fixed batch.
         """
         few = {n: x[: self.images] if ir.is_batch_dynamic(graph) else x for n, x in feeds.items()}
@@ -49,9 +58,13 @@ class Protect:
             reference = executor.Module(graph)(few)
         if output_sqnr(graph, plan, few, reference) >= self.threshold_db:
             return ()
-        reads = {n.name or "": _points(n, plan, layers) for n in ir.nodes(graph) if n.name in layers}
+        reads = {
+            n.name or "": _points(n, plan, layers) for n in ir.nodes(graph) if n.name in layers
+        }
         ranked = [
-            Protected(name, output_sqnr(graph, plan.without(set(plan) - reads[name]), few, reference))
+            Protected(
+                name, output_sqnr(graph, plan.without(set(plan) - reads[name]), few, reference)
+            )
             for name in layers
             if reads[name]
         ]
@@ -71,6 +84,8 @@ class Protect:
         budget = self.max_share * max(sum(costs.values()), 1)
         taken: list[Protected] = []
         for candidate in ranked:
+            if candidate.sqnr_db > self.threshold_db + HARMLESS_DB:
+                break
             cost = costs.get(candidate.node, 0)
             if cost > budget:
                 continue
@@ -85,7 +100,10 @@ class Protect:
 
 
 def output_sqnr(
-    graph: ir.Graph, plan: Plan, feeds: Mapping[str, np.ndarray], reference: Mapping[str, torch.Tensor]
+    graph: ir.Graph,
+    plan: Plan,
+    feeds: Mapping[str, np.ndarray],
+    reference: Mapping[str, torch.Tensor],
 ) -> float:
     """SQNR in dB over all float outputs of the fake-quantized model, against `reference`."""
     with torch.inference_mode():
@@ -95,11 +113,17 @@ def output_sqnr(
         if y.is_floating_point():
             signal += float(y.double().square().sum())
             noise += float((y - outputs[name]).double().square().sum())
-    return min(float(10 * np.log10(signal / noise)), SILENT_DB) if noise > 0 and signal > 0 else SILENT_DB
+    return (
+        min(float(10 * np.log10(signal / noise)), SILENT_DB)
+        if noise > 0 and signal > 0
+        else SILENT_DB
+    )
 
 
 def _points(node: ir.Node, plan: Plan, layers: Sequence[str]) -> set[Point]:
-    """The points whose noise is this node's: what it reads, and what it writes where no other layer reads that."""
+    """The points whose noise is this node's: what it reads, and what it writes where no other layer
+    reads that.
+    """
     found = set()
     for index, value in enumerate(node.inputs):
         if value is not None:
@@ -112,4 +136,8 @@ def _points(node: ir.Node, plan: Plan, layers: Sequence[str]) -> set[Point]:
 
 
 def _at_batch(graph: ir.Graph, feeds: Mapping[str, np.ndarray]) -> ir.Graph:
-    return ir.with_batch(graph, len(next(iter(feeds.values())))) if ir.is_batch_dynamic(graph) else graph
+    return (
+        ir.with_batch(graph, len(next(iter(feeds.values()))))
+        if ir.is_batch_dynamic(graph)
+        else graph
+    )

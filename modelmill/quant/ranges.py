@@ -1,13 +1,15 @@
-"""From statistics to a range: min-max, percentile, MSE and KL, each a function of one tensor's `Statistics`.
+"""From statistics to a range: min-max, percentile, MSE and KL, each a function of one tensor's
+`Statistics`.
 
 minmax       the smallest and largest element seen.
 percentile   the range that keeps a given share of the elements on each side.
-mse          the range [a * low, b * high] whose expected squared quantization error is smallest: inside, a step s
-             gives s^2 / 12; outside, the distance to the end is lost. Exact zeros cost nothing, as 0 is always a code.
-             Where a LeakyReLU of slope k reads the tensor, errors below 0 reach the network k times smaller: they are
-             weighted by k^2, and the range spends its codes on the positive side.
-kl           the range whose quantized distribution is closest to the original in Kullback-Leibler divergence
-             (Migacz, "8-bit inference with TensorRT", GTC 2017).
+mse          the range [a * low, b * high] whose expected squared quantization error is smallest:
+             inside, a step s gives s^2 / 12; outside, the distance to the end is lost. Exact zeros
+             cost nothing, as 0 is always a code.
+             Where a LeakyReLU of slope k reads the tensor, errors below 0 reach the network k times
+             smaller: they are weighted by k^2, and the range spends its codes on the positive side.
+kl           the range whose quantized distribution is closest to the original in Kullback-Leibler
+             divergence (Migacz, "8-bit inference with TensorRT", GTC 2017).
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ def _percentile(statistics: Statistics, low: float, high: float) -> tuple[float,
     kept = (below > outside) & (above > outside)
     if not kept.any():
         return low, high
-    return max(low, min(float(centers[kept][0]), 0.0)), min(high, max(float(centers[kept][-1]), 0.0))
+    return max(low, min(float(centers[kept][0]), 0.0)), min(
+        high, max(float(centers[kept][-1]), 0.0)
+    )
 
 
 def _smallest_error(
@@ -67,9 +71,10 @@ def _smallest_error(
     if spec.symmetric:
         reach = np.maximum(-low, high) * SHRINK
         steps = reach / spec.qmax
-        ends = np.maximum(-reach, -reach if low < 0 else 0.0), reach
+        ends = -reach, reach
     else:
-        ends = tuple(g.reshape(-1) for g in np.meshgrid(lows, highs, indexing="ij"))
+        low_grid, high_grid = np.meshgrid(lows, highs, indexing="ij")
+        ends = low_grid.reshape(-1), high_grid.reshape(-1)
         steps = (ends[1] - ends[0]) / (spec.qmax - spec.qmin)
     counts, centers = statistics.counts, statistics.centers
     weights = counts * np.where(centers < 0, negative_weight, 1.0)
@@ -89,10 +94,14 @@ def _clipped(tail: list[np.ndarray], end: np.ndarray) -> np.ndarray:
 
 
 def _kl_share(statistics: Statistics, low: float, high: float) -> float:
-    """Share of the absolute range with the smallest divergence between the clipped and the quantized distribution."""
+    """Share of the absolute range with the smallest divergence between the clipped and the
+    quantized distribution.
+    """
     bins = len(statistics.counts)
     reach = max(-low, high)
-    counts = np.histogram(np.abs(statistics.centers), bins, (0, reach), weights=statistics.counts)[0]
+    counts = np.histogram(np.abs(statistics.centers), bins, (0, reach), weights=statistics.counts)[
+        0
+    ]
     best, best_share = np.inf, 1.0
     for width in range(KL_CODES, bins + 1, bins // KL_CODES):
         clipped = counts[:width].copy()
@@ -111,6 +120,8 @@ def _divergence(reference: np.ndarray, source: np.ndarray) -> float:
     members = np.maximum(np.add.reduceat(filled.astype(np.float64), starts), 1.0)
     level = np.repeat(sums / members, np.diff(np.append(starts, len(source)))) * filled
     p, q = reference / max(reference.sum(), 1.0), level / max(level.sum(), 1.0)
-    smooth = 1e-9  # mass where the quantized distribution has none, as the clipped tail in the last bin
+    smooth = (
+        1e-9  # mass where the quantized distribution has none, as the clipped tail in the last bin
+    )
     keep = p > 0
     return float(np.sum(p[keep] * np.log(p[keep] / np.maximum(q[keep], smooth))))

@@ -1,4 +1,6 @@
-"""What each hardware or engine takes: frozen tables (one file, one target), the planner and the checker."""
+"""What each hardware or engine takes: frozen tables (one file, one target), the planner and the
+checker.
+"""
 
 from modelmill.targets.planning import Planned, Verdict, check, guarded_scheme, match, plan
 from modelmill.targets.target import IsaGuard, OpRule, Scheme, Target

@@ -1,16 +1,20 @@
-"""OpenVINO on CPU, w8a8: QDQ ONNX that its low-precision transformations turn into int8 convolutions.
+"""OpenVINO on CPU, w8a8: QDQ ONNX that its low-precision transformations turn into int8
+convolutions.
 
-The ONNX front end reads Q/DQ pairs as FakeQuantize; the low-precision transformations then move the scales behind the
-convolutions, whose kernels (oneDNN) accumulate in int32 and add the bias, the residual and the activation in float32 before
-they quantize. Quantizing what a convolution reads is therefore enough: its output may stay float up to the next
-convolution, and a residual Add needs no tensor of its own between the convolution and the ReLU.
+The ONNX front end reads Q/DQ pairs as FakeQuantize; the low-precision transformations then move the
+scales behind the convolutions, whose kernels (oneDNN) accumulate in int32 and add the bias, the
+residual and the activation in float32 before
+they quantize. Quantizing what a convolution reads is therefore enough: its output may stay float up
+to the next convolution, and a residual Add needs no tensor of its own between the convolution and
+the ReLU.
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
 from modelmill.targets.target import IsaGuard, OpRule, Scheme, Target
 
 U8 = QuantSpec(8, signed=False, symmetric=False)
-# docs.openvino.ai, low precision transformations: weights int8 symmetric per channel; NNCF's CPU table says narrow.
+# docs.openvino.ai, low precision transformations: weights int8 symmetric per channel; NNCF's CPU
+# table says narrow.
 S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0, narrow=True)
 
 MOVEMENT = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "MaxPool")
@@ -30,7 +34,11 @@ PLUGIN = Target(
         OpRule("Concat", ("activation",), output="same", variadic=True),
         OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
         OpRule(
-            "Pad", ("activation",), output="same", attributes=(("mode", ("constant",)),), constants=((2, 0.0),)
+            "Pad",
+            ("activation",),
+            output="same",
+            attributes=(("mode", ("constant",)),),
+            constants=((2, 0.0),),
         ),
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),
@@ -49,10 +57,12 @@ PLUGIN = Target(
             architectures=("x86_64", "AMD64"),
             needs_one_of=("avx512_vnni", "avx_vnni"),
             weight_bits=7,
-            why="without VNNI oneDNN's u8 x s8 kernels add pairs of products in 16 bits, which saturate with 8-bit weights",
+            why="without VNNI oneDNN's u8 x s8 kernels add pairs of products in 16 bits, which "
+            "saturate with 8-bit weights",
             source="NNCF, OverflowFix; oneDNN developer guide, 'Nuances of int8 computations'",
         ),
     ),
     float_kernels=(("Convolution", "Conv"), ("FullyConnected", "Gemm"), ("MatMul", "MatMul")),
-    source="docs.openvino.ai, low precision transformations and NNCF's CPU configuration; openvino 2026.4",
+    source="docs.openvino.ai, low precision transformations, and NNCF's CPU configuration; "
+    "openvino 2026.4",
 )

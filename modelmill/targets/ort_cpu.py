@@ -1,20 +1,32 @@
 """ONNX Runtime on CPU, w8a8: QDQ models that its optimiser turns into QLinear kernels.
 
-Which patterns become integer kernels is read from ONNX Runtime's QDQ selectors (qdq_selector_action_transformer.cc):
-Conv, Gemm and MatMul need Q/DQ on every input, a convolution also an int32 bias and a Q behind it; Gemm and MatMul may
-hand floats on. Relu and Clip disappear into the Q that follows. Ops that move data run on codes when both sides share an
-encoding. Pad has no QDQ rule, so it is written on codes, which the ONNX standard allows for 8-bit types.
+Which patterns become integer kernels is read from ONNX Runtime's QDQ selectors
+(qdq_selector_action_transformer.cc): Conv, Gemm and MatMul need Q/DQ on every input, a convolution
+also an int32 bias and a Q behind it; Gemm and MatMul may hand floats on. Relu and Clip disappear
+into the Q that follows. Ops that move data run on codes when both sides share an encoding. Pad has
+no QDQ rule, so it is written on codes, which the ONNX standard allows for 8-bit types.
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
 from modelmill.targets.target import IsaGuard, OpRule, Scheme, Target
 
-# "U8S8 ... is the fastest on x86 with AVX2 or better; on Arm either": onnxruntime.ai, quantize ONNX models, data types.
+# "U8S8 ... is the fastest on x86 with AVX2 or better; on Arm either": onnxruntime.ai, quantize ONNX
+# models, data types.
 U8 = QuantSpec(8, signed=False, symmetric=False)
 S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0)
 BIAS = QuantSpec(32, signed=True, symmetric=True, axis=0)
 
-MOVEMENT = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Expand", "Tile")
+MOVEMENT = (
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "Slice",
+    "Gather",
+    "Expand",
+    "Tile",
+)
 CODES = (*MOVEMENT, "Pad", "MaxPool", "Resize")
 
 PLUGIN = Target(
@@ -35,12 +47,19 @@ PLUGIN = Target(
         OpRule("MaxPool", ("activation",), output="same"),
         OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
         OpRule(
-            "Pad", ("activation",), output="same", attributes=(("mode", ("constant",)),), constants=((2, 0.0),)
+            "Pad",
+            ("activation",),
+            output="same",
+            attributes=(("mode", ("constant",)),),
+            constants=((2, 0.0),),
         ),
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),
     fused=(("Conv", "Relu"), ("Conv", "Clip"), ("Add", "Relu"), ("Gemm", "Relu"), ("Mul", "Relu")),
     on_codes=CODES,
+    # WeightBiasQuantization (weight_bias_quantization.cc): a float Conv between a DQ with a scalar
+    # scale and a Q gets int8 weights, per tensor, whatever the file says.
+    shield=("Conv", "ConvTranspose", "Gemm"),
     # mlas: MlasRequantizeOutput, MlasQLinearAddKernel; QLinearPool2DTask
     arithmetic=Arithmetic(requantize="multiply", add="fma", average_pool="sequential"),
     guards=(
@@ -48,8 +67,9 @@ PLUGIN = Target(
             architectures=("x86_64", "AMD64"),
             needs_one_of=("avx512_vnni", "avx_vnni"),
             weight_bits=7,
-            why="without VNNI the u8 x s8 kernels add pairs of products in 16 bits, which saturate with 8-bit weights",
-            source="onnxruntime.ai, quantize ONNX models, 'When and why do I need to try U8U8?' and reduce_range",
+            why="without VNNI the u8 x s8 kernels add pairs of products in 16 bits, which saturate "
+            "with 8-bit weights",
+            source="onnxruntime.ai, quantize ONNX models, 'When and why do I need to try U8U8?'",
         ),
     ),
     float_kernels=(
@@ -58,5 +78,6 @@ PLUGIN = Target(
         *((op, op) for op in ("Gemm", "MatMul", "Add", "Mul", "AveragePool", "GlobalAveragePool")),
         *((op, op) for op in ("LeakyRelu", "Concat", *CODES)),
     ),
-    source="onnxruntime.ai/docs/performance/model-optimizations/quantization.html; onnxruntime 1.32",
+    source="onnxruntime.ai/docs/performance/model-optimizations/quantization.html; "
+    "onnxruntime 1.32",
 )

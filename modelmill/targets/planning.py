@@ -1,8 +1,9 @@
 """Read a target's rules against a graph: who is quantized, by which rule, and what stays float.
 
-The plan of a target follows from four steps. (1) Every node takes the first rule that matches it. (2) Chains that the
-engine fuses become units; only the last value of a unit exists in the deployment. (3) Anchors (convolutions, matrix
-products) get their inputs and outputs quantized; other ops follow where their inputs already are codes. (4) Ops that only
+The plan of a target follows from four steps. (1) Every node takes the first rule that matches it.
+(2) Chains that the engine fuses become units; only the last value of a unit exists in the
+deployment. (3) Anchors (convolutions, matrix products) get their inputs and outputs quantized;
+other ops follow where their inputs already are codes. (4) Ops that only
 move codes share the encoding of their input: the value before and after is one tie.
 """
 
@@ -23,7 +24,9 @@ OUTPUT_CHANNEL = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of one node: `runs` is "integer", "fused" (into the unit of an earlier node) or "float", and why."""
+    """What becomes of one node: `runs` is "integer", "fused" (into the unit of an earlier node) or
+    "float", and why.
+    """
 
     node: str
     op: str
@@ -35,7 +38,8 @@ class Verdict:
 class Planned:
     """The outcome for one graph.
 
-    plan: specs without numbers. inner: values inside fused units, which do not exist in the deployment. verdicts: one per node, in graph order. notes: what the user must be told.
+    plan: specs without numbers. inner: values inside fused units, which do not exist in the
+    deployment. verdicts: one per node, in graph order. notes: what the user must be told.
     """
 
     plan: Plan
@@ -47,13 +51,15 @@ class Planned:
 def guarded_scheme(
     target: Target, precision: str, architecture: str, flags: frozenset[str]
 ) -> tuple[Scheme, IsaGuard | None]:
-    """The formats of `precision` on a CPU with these flags, and the guard that narrowed the weights, if one did."""
+    """The formats of `precision` on a CPU with these flags, and the guard that narrowed the
+    weights, if one did.
+    """
     scheme = target.scheme(precision)
     for guard in target.guards:
-        if architecture in guard.architectures and not flags & set(guard.needs_one_of):
-            if scheme.weight.bits > guard.weight_bits:
-                narrowed = replace(scheme, weight=replace(scheme.weight, bits=guard.weight_bits))
-                return narrowed, guard
+        concerned = architecture in guard.architectures and not flags & set(guard.needs_one_of)
+        if concerned and scheme.weight.bits > guard.weight_bits:
+            narrowed = replace(scheme, weight=replace(scheme.weight, bits=guard.weight_bits))
+            return narrowed, guard
     return scheme, None
 
 
@@ -99,9 +105,12 @@ def check(graph: ir.Graph, target: Target, precision: str, plan: Plan) -> None:
         spec, role = plan.spec(point), roles.get(point.value, "float")
         want = allowed.get(role)
         narrowed = role == "weight" and want is not None and spec.bits <= want.bits
-        if want is None or (replace(spec, axis=None, bits=want.bits if narrowed else spec.bits)) != replace(want, axis=None):
+        if want is None or (
+            replace(spec, axis=None, bits=want.bits if narrowed else spec.bits)
+        ) != replace(want, axis=None):
             raise ValueError(
-                f"{target.name} does not take {spec} at {point}: its rules say {want or 'float'} there. "
+                f"{target.name} does not take {spec} at {point}: its rules say {want or 'float'} "
+                "there. "
                 f"See 'modelmill check MODEL -t {target.name}'."
             )
 
@@ -137,7 +146,9 @@ def match(node: ir.Node, target: Target) -> tuple[OpRule | None, str]:
 def _mismatch(node: ir.Node, rule: OpRule) -> str | None:
     attributes = ir.attributes(node)
     for name, values in rule.attributes:
-        found = attributes.get(name, values[0])  # an absent attribute counts as the first value listed
+        found = attributes.get(
+            name, values[0]
+        )  # an absent attribute counts as the first value listed
         if found not in values:
             return f"{name} is {found!r}, the rule takes {', '.join(map(repr, values))}"
     for index, number in rule.constants:
@@ -151,7 +162,10 @@ def _mismatch(node: ir.Node, rule: OpRule) -> str | None:
         role = _role(rule, index)
         is_constant = ir.constant(value) is not None
         if role in ("weight", "bias") and not is_constant:
-            return f"input {index} ({value.name}) is computed at run time, the rule takes a constant {role}"
+            return (
+                f"input {index} ({value.name}) is computed at run time, the rule takes a constant "
+                f"{role}"
+            )
         if role == "activation" and ir.dtype(value) is not None and ir.dtype(value) != np.float32:
             return f"input {index} ({value.name}) is {ir.dtype(value)}, not float32"
     return None
@@ -166,11 +180,15 @@ def _role(rule: OpRule, index: int) -> Role:
 class _Planner:
     """The state of one `plan` call."""
 
-    def __init__(self, graph: ir.Graph, target: Target, scheme: Scheme, keep_float: frozenset[str]) -> None:
+    def __init__(
+        self, graph: ir.Graph, target: Target, scheme: Scheme, keep_float: frozenset[str]
+    ) -> None:
         self.graph, self.target, self.scheme = graph, target, scheme
         self.nodes = ir.nodes(graph)
         kept = (None, "kept in float: its quantization costs too much, or it was asked for")
-        self.matches = {id(n): kept if n.name in keep_float else match(n, target) for n in self.nodes}
+        self.matches = {
+            id(n): kept if n.name in keep_float else match(n, target) for n in self.nodes
+        }
         self.last: dict[int, ir.Node] = {}  # first node of a unit -> its last node
         self.fused_into: dict[int, ir.Node] = {}  # follower -> first node of its unit
         self.inner: set[str] = set()
@@ -205,7 +223,9 @@ class _Planner:
         return members
 
     def mark_integer_nodes(self) -> None:
-        """Anchors first, as their inputs are wanted as codes; then every node whose inputs are codes by then."""
+        """Anchors first, as their inputs are wanted as codes; then every node whose inputs are
+        codes by then.
+        """
         anchors = [n for n in self.nodes if (r := self.matches[id(n)][0]) is not None and r.anchor]
         for node in anchors:
             self.quantized.update(self._activations(node))
@@ -231,7 +251,9 @@ class _Planner:
         if not rule.float_output:
             return True
         consumers = [use.node for use in output.uses()]
-        return any(self.matches[id(n)][0] is not None and id(n) not in self.fused_into for n in consumers)
+        return any(
+            self.matches[id(n)][0] is not None and id(n) not in self.fused_into for n in consumers
+        )
 
     def _activations(self, node: ir.Node) -> list[str]:
         rule = self.matches[id(node)][0]
@@ -261,15 +283,30 @@ class _Planner:
         found: dict[Point, QuantSpec] = {}
         for index, value in enumerate(node.inputs):
             role = _role(rule, index)
-            spec = self.scheme.weight if role == "weight" else self.scheme.bias if role == "bias" else None
+            spec = (
+                self.scheme.weight
+                if role == "weight"
+                else self.scheme.bias
+                if role == "bias"
+                else None
+            )
             if value is None or spec is None:
                 continue
             if role == "weight" and spec.axis is not None:
-                spec = replace(spec, axis=_output_channel(node, len(ir.constants(self.graph)[value.name or ""].shape)))
+                spec = replace(
+                    spec,
+                    axis=_output_channel(
+                        node, len(ir.constants(self.graph)[value.name or ""].shape)
+                    ),
+                )
             if role == "bias" and self.scheme.weight.axis is None:
                 spec = replace(spec, axis=None)
             shared = len(list(value.uses())) > 1
-            point = Point(value.name or "", node.name or "", index) if shared else Point(value.name or "")
+            point = (
+                Point(value.name or "", node.name or "", index)
+                if shared
+                else Point(value.name or "")
+            )
             found[point] = spec
         return found
 
@@ -295,7 +332,9 @@ def _output_channel(node: ir.Node, rank: int) -> int:
 
 
 def _groups(ties: dict[str, str]) -> tuple[tuple[Point, ...], ...]:
-    """Values that are linked by `ties` (output -> input), gathered under the value they all come from."""
+    """Values that are linked by `ties` (output -> input), gathered under the value they all come
+    from.
+    """
     groups: dict[str, list[str]] = {}
     for name in ties:
         root = name

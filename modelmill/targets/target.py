@@ -1,6 +1,8 @@
-"""What a target is: data that says which operators an engine runs on integers, in which formats, and on which CPUs.
+"""What a target is: data that says which operators an engine runs on integers, in which formats,
+and on which CPUs.
 
-A target is one frozen value in one file. Nothing here computes; `planning` reads it. Every claim carries its source.
+A target is one frozen value in one file. Nothing here computes; `planning` reads it. Every claim
+carries its source.
 """
 
 from dataclasses import dataclass
@@ -16,11 +18,15 @@ class OpRule:
     """When and how an engine runs one operator on integers.
 
     op: ONNX op type.
-    inputs: what each input must be; a missing tail means "float" (left as it is). `variadic` repeats the last one.
-    output: "activation", its own encoding; "same", the encoding of input 0 (the op only moves codes); "float", the
+    inputs: what each input must be; a missing tail means "float" (left as it is). `variadic`
+    repeats the last one.
+    output: "activation", its own encoding; "same", the encoding of input 0 (the op only moves
+    codes); "float", the
         engine hands floats on.
-    float_output: the engine can also hand floats on, so an output that only floats want needs no quantization.
-    anchor: worth quantizing on its own account. Other ops are run on integers only where their inputs already are.
+    float_output: the engine can also hand floats on, so an output that only floats want needs no
+    quantization.
+    anchor: worth quantizing on its own account. Other ops are run on integers only where their
+    inputs already are.
     attributes: attribute name and the values for which the rule holds.
     constants: (input index, number): that input must be absent or a constant full of this number.
     note: what to tell the user about it.
@@ -39,7 +45,9 @@ class OpRule:
 
 @dataclass(frozen=True)
 class Scheme:
-    """The formats of one precision. A weight spec with an axis means: one scale per output channel, wherever it lies."""
+    """The formats of one precision. A weight spec with an axis means: one scale per output channel,
+    wherever it lies.
+    """
 
     precision: str
     activation: QuantSpec
@@ -51,8 +59,8 @@ class Scheme:
 class IsaGuard:
     """Narrower weights on CPUs where the engine's 8-bit kernels saturate 16-bit partial sums.
 
-    Without a dot-product instruction x86 kernels add pairs u8 * s8 into int16 (vpmaddubsw): 255 * 127 * 2 > 32767.
-    With weights of `weight_bits` the pair cannot exceed it.
+    Without a dot-product instruction x86 kernels add pairs u8 * s8 into int16 (vpmaddubsw): 255 *
+    127 * 2 > 32767. With weights of `weight_bits` the pair cannot exceed it.
     """
 
     architectures: tuple[str, ...]
@@ -68,11 +76,16 @@ class Target:
 
     runtime: the plug-in of `modelmill.runtimes` that runs it.
     rules: in order of preference; the first that matches a node holds.
-    fused: chains of op types that the engine runs as one kernel; only their last value is a tensor of the deployment.
+    fused: chains of op types that the engine runs as one kernel; only their last value is a tensor
+    of the deployment.
+    shield: op types of which nodes that stay float must be protected: the engine would quantize
+        their weights on its own.
     on_codes: movement ops that are written between Q and DQ, on codes.
     guards: see IsaGuard.
-    float_kernels: (kernel type as the engine names it, ONNX op): a kernel of this type that ran in float means that the op
-        was not run on integers; what is not listed here computes float by design, such as quantization itself.
+    float_kernels: (kernel type as the engine names it, ONNX op): a kernel of this type that ran in
+    float means that the op
+        was not run on integers; what is not listed here computes float by design, such as
+        quantization itself.
     source: where the claims come from; rules may add their own.
     """
 
@@ -83,6 +96,7 @@ class Target:
     fused: tuple[tuple[str, ...], ...]
     arithmetic: Arithmetic
     on_codes: tuple[str, ...] = ()
+    shield: tuple[str, ...] = ()
     guards: tuple[IsaGuard, ...] = ()
     float_kernels: tuple[tuple[str, str], ...] = ()
     source: str = ""
@@ -92,7 +106,9 @@ class Target:
         for rule in self.rules:
             key = (rule.op, rule.attributes, rule.constants, rule.inputs)
             if key in seen:
-                raise ValueError(f"target {self.name}: the rule for {rule.op} is shadowed by an earlier one")
+                raise ValueError(
+                    f"target {self.name}: the rule for {rule.op} is shadowed by an earlier one"
+                )
             seen.add(key)
 
     def scheme(self, precision: str) -> Scheme:

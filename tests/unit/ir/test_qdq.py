@@ -1,4 +1,5 @@
-"""Plan <-> QDQ: what is written is what ONNX Runtime computes, and what is read back is what was written."""
+"""Plan <-> QDQ: what is written is what ONNX Runtime computes, and what is read back is what was
+written."""
 
 import numpy as np
 import onnx
@@ -123,6 +124,17 @@ def test_a_point_of_one_node_leaves_the_others_float(graph):
     assert dict(ir.from_qdq(written)[1]) == dict(plan)
 
 
+def test_a_shielded_layer_stays_float_on_the_engine(graph):
+    """ONNX Runtime would give this convolution int8 weights per tensor; shielded, it must not."""
+    x = np.random.default_rng(1).normal(size=(1, 4, 6, 6)).astype(np.float32)
+    plan = full_plan(graph).without({Point("w"), Point("b")})
+    plain, shielded = ir.to_qdq(graph, plan), ir.to_qdq(graph, plan, (), ("Conv",))
+    exact = run(plain, {"x": x})[0]
+    assert not np.array_equal(run(plain, {"x": x}, optimised=True)[0], exact)
+    np.testing.assert_array_equal(run(shielded, {"x": x}, optimised=True)[0], exact)
+    assert dict(ir.from_qdq(shielded)[1]) == dict(plan)
+
+
 def test_the_float_graph_is_untouched(graph):
     before = ir.to_bytes(graph)
     ir.to_qdq(graph, full_plan(graph), ("Slice", "Pad"))
@@ -132,7 +144,7 @@ def test_the_float_graph_is_untouched(graph):
 def test_unknown_value_and_missing_numbers_are_named(graph):
     with pytest.raises(ValueError, match="'nowhere'"):
         ir.to_qdq(graph, Plan({Point("nowhere"): choose_encoding(ACTIVATION, 0.0, 1.0)}))
-    with pytest.raises(ValueError, match="no encoding yet.*first is x"):
+    with pytest.raises(ValueError, match=r"no encoding yet.*first is x"):
         ir.to_qdq(graph, Plan({Point("x"): ACTIVATION}))
     with pytest.raises(ValueError, match="cannot be written as QDQ"):
         ir.to_qdq(graph, Plan({Point("x"): choose_encoding(QuantSpec(4, False, False), 0.0, 1.0)}))
