@@ -96,9 +96,9 @@ def build(  # noqa: PLR0913 (a command's options)
 ) -> None:
     """Take a trained MODEL to verified integer artifacts on real engines.
 
-    MODEL is an ONNX file, package.module:factory[@weights.safetensors], or an exported .pt2.
-    The artifact of every target is run on its engine: scored, compared with its simulation code
-    by code, and timed against the float model. Exit code 1: not accepted.
+    MODEL is an ONNX file, package.module:factory[@weights.safetensors], or an exported .pt2. Every
+    artifact is run on its engine: scored, compared with its simulation code by code, and timed
+    against the float model. Exit code 1: not accepted.
     """
     from modelmill.cli.progress import loading
 
@@ -107,8 +107,7 @@ def build(  # noqa: PLR0913 (a command's options)
         from modelmill.line.options import BuildOptions
 
     if manifest is not None:
-        _run(_again(manifest, out, resume, db), dry_run, form, manifest)
-        return
+        return _run(_again(manifest, out, resume, db), dry_run, form, manifest)
     if model is None or data is None:
         raise click.UsageError(f"Missing {'MODEL' if model is None else '-d / --data'}.")
     wanted = BuildOptions(
@@ -131,7 +130,7 @@ def build(  # noqa: PLR0913 (a command's options)
         allow_fallback=allow_fallback,
         db=db,
     )
-    _run(wanted, dry_run, form, None)
+    return _run(wanted, dry_run, form, None)
 
 
 def _again(manifest: Path, out: Path | None, resume: bool, db: str | None) -> "BuildOptions":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,6 +73,13 @@ def engine_of(target: str | None, runtime: str | None) -> str:
     if missing:
         raise EngineMissing(f"{name} is not installed; run: {missing}")
     return name
+
+
+def engines_of(targets: str | Sequence[str], runtimes: str | Sequence[str]) -> list[str]:
+    """The engines of targets, then those named themselves; see `engine_of`."""
+    named = [(targets,) if isinstance(targets, str) else targets]
+    named += [(runtimes,) if isinstance(runtimes, str) else runtimes]
+    return [engine_of(t, None) for t in named[0]] + [engine_of(None, r) for r in named[1]]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 
 from modelmill import ir, tasks
 from modelmill.latency import Effort, Latency, Speedup, compare, measure
-from modelmill.line.artifact import engine_file, engine_of, find_card
+from modelmill.line.artifact import engine_file, engines_of, find_card
 from modelmill.line.inspect import Model, label, open_graph
 from modelmill.line.show import SILENT, Show
 from modelmill.line.source import DataSource
@@ -116,7 +116,7 @@ def bench(  # noqa: PLR0913 (keyword arguments are the interface)
         batch: images per inference; a model with a fixed batch has its own.
         threads: of the engine.
         seed: of the random numbers and of the bootstrap.
-        timeout_s: of one request to an engine.
+        timeout_s: of a request.
         effort: how much measuring is done; None: the usual.
         show: who watches.
 
@@ -125,18 +125,14 @@ def bench(  # noqa: PLR0913 (keyword arguments are the interface)
         DeploymentError: an engine failed.
     """
     listed = [models] if isinstance(models, str | Path | ir.Graph) else list(models)
-    engines = [engine_of(t, None) for t in _tuple(targets)] + [
-        engine_of(None, r) for r in _tuple(runtimes)
-    ]
+    engines = engines_of(targets, runtimes)
     if not listed or not engines:
         raise ValueError("nothing to measure: give a model and an engine, for example -t ort_cpu")
-    engines = list(dict.fromkeys(engines))
     graphs = [open_graph(model, card) for model in listed]
     feeds = [_feeds(*pair, data, card, batch, seed) for pair in zip(listed, graphs, strict=True)]
     sizes = {next(iter(f.values())).shape[0] for f in feeds}
     if len(sizes) > 1:
-        listing = ", ".join(map(str, sorted(sizes)))
-        raise ValueError(f"the models have different batches ({listing}); time them apart")
+        raise ValueError(f"the models have different batches, {sorted(sizes)}; time them apart")
     options = SessionOptions(threads, timeout_s, batch=sizes.pop())
     names = _names([label(model) for model in listed])
     with ExitStack() as stack:
@@ -145,14 +141,14 @@ def bench(  # noqa: PLR0913 (keyword arguments are the interface)
         ]
         loaded = {
             (engine, name): _Loaded(stack.enter_context(open_session(engine, path, options)), feed)
-            for engine in engines
+            for engine in dict.fromkeys(engines)
             for name, path, feed in zip(names, paths, feeds, strict=True)
         }
         with show.step(f"time {len(loaded)} in turns"):
             turns = {f"{name} on {engine}": held for (engine, name), held in loaded.items()}
             found = measure(turns, feeds[0], effort or Effort())
         rows = _contenders(loaded, found, seed)
-    fed = f"normal random numbers, seed {seed}" if data is None else f"the first image of {data}"
+    fed = "normal random numbers" if data is None else f"the first image of {data}"
     return Bench(tuple(rows), fed, options.batch or 1, this_machine())
 
 
@@ -233,10 +229,6 @@ def _names(labels: Sequence[str]) -> list[str]:
         seen[text] = seen.get(text, 0) + 1
         unique.append(text if seen[text] == 1 else f"{text} ({seen[text]})")
     return unique
-
-
-def _tuple(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _row(row: Contender) -> dict[str, Any]:

@@ -26,8 +26,8 @@ class Checked:
     """What a target makes of a model.
 
     verdicts: one per node of the cleaned graph. notes: what the user must be told, such as narrowed
-    weights. heavy: nodes with weights that would run in float unasked. unknown: (node, operator) that the
-    simulation lacks, so that no build is possible.
+    weights. heavy: nodes with weights that would run in float unasked. unknown: (node, operator)
+    that the simulation lacks, so that no build is possible.
     """
 
     model: str

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from modelmill import tasks
-from modelmill.line.artifact import engine_file, engine_of, limited, load_artifact
+from modelmill.line.artifact import engine_file, engines_of, limited, load_artifact
 from modelmill.line.evaluate import Evaluation, score_on
 from modelmill.line.inspect import Model
 from modelmill.line.show import SILENT, Show
@@ -129,22 +129,31 @@ def compare(  # noqa: PLR0913 (keyword arguments are the interface)
         ValueError: wrong input, or two models of different tasks.
         DeploymentError: an engine failed.
     """
-    engines = _engines(targets, runtimes)
+    engines = engines_of(targets, runtimes)
+    if len(engines) not in (1, 2):
+        raise ValueError(
+            f"name one engine, or one for each side, not {len(engines)}; for example -t ort_cpu"
+        )
     a, b = load_artifact(reference, card), load_artifact(candidate, card)
     if (a.card.task, a.card.class_count) != (b.card.task, b.card.class_count):
         raise ValueError(
             f"{a.name} does {a.card.task} with {a.card.class_count} classes, {b.name} "
             f"{b.card.task} with {b.card.class_count}: only models of one task can be compared"
         )
+    metrics = [source.task.primary(source.card) for source in (a, b)]
+    if metrics[0] != metrics[1]:
+        raise ValueError(f"the cards ask for {metrics[0]} and {metrics[1]}; give one with --card")
     options = SessionOptions(threads or this_machine().cores, timeout_s)
     scored: list[Evaluation] = []
-    for model, source, engine in zip((reference, candidate), (a, b), engines, strict=True):
+    for model, source, engine in zip(
+        (reference, candidate), (a, b), (engines[0], engines[-1]), strict=True
+    ):
         dataset = limited(tasks.open_data(data, source.card, transform), limit, seed)
         with engine_file(model, source.graph) as path:
             scored.append(score_on(engine, source, path, dataset, options, show))
     with show.step("test the difference"):
         paired = paired_test(a, scored[0].score, scored[1].score, seed)
-    return Comparison(scored[0], scored[1], a.task.primary(a.card), paired)
+    return Comparison(scored[0], scored[1], metrics[0], paired)
 
 
 def paired_test(source: Source, reference: Score, candidate: Score, seed: int) -> Paired:
@@ -193,13 +202,3 @@ def bootstrap(
     p = 2 * normal.cdf(-abs(difference) / error) if error > 0 else float(difference == 0)
     low, high = difference - reach, difference + reach
     return Paired(f"paired bootstrap, {draws} draws", difference, low, high, p)
-
-
-def _engines(targets: str | Sequence[str], runtimes: str | Sequence[str]) -> tuple[str, str]:
-    named = [engine_of(t, None) for t in ((targets,) if isinstance(targets, str) else targets)]
-    named += [engine_of(None, r) for r in ((runtimes,) if isinstance(runtimes, str) else runtimes)]
-    if len(named) not in (1, 2):
-        raise ValueError(
-            f"name one engine, or one for each side, not {len(named)}; for example -t ort_cpu"
-        )
-    return named[0], named[-1]

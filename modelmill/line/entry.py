@@ -9,7 +9,7 @@ from typing import Any
 from modelmill import ir
 from modelmill.line.inspect import label
 from modelmill.line.options import BuildOptions
-from modelmill.line.quantize import DEFAULT, Recipe
+from modelmill.line.quantize import Recipe
 from modelmill.line.report import Report
 from modelmill.line.run import build as run_build
 from modelmill.line.show import SILENT, Show
@@ -31,7 +31,7 @@ def build(  # noqa: PLR0913 (keyword arguments are the interface)
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
-    recipe: Recipe = DEFAULT,
+    recipe: Recipe | None = None,
     flags: Sequence[str] | None = None,
     keep_float: Sequence[str] = (),
     simulate: int = 1000,
@@ -43,28 +43,8 @@ def build(  # noqa: PLR0913 (keyword arguments are the interface)
 ) -> Report:
     """Take a trained model to verified artifacts on real engines, as `modelmill build` does.
 
-    Args:
-        model: an ONNX file, `package.module:factory[@weights]`, a .pt2 file, or a graph.
-        data: labelled images: a path, or an iterable of (picture, truth).
-        targets: names of targets, or paths of files with one.
-        card: how the model is fed and read: a path, a Card, or None for the one beside the model.
-        calib: calibration images; None: taken out of `data` and not scored.
-        precision: wXaY.
-        calibrate: number of calibration images.
-        limit: score at most so many images.
-        max_drop: largest accepted loss of the metric, a fraction.
-        seed: of every draw.
-        out: the folder for artifacts and report; None: NAME-build in the working directory.
-        resume: continue the build that the folder holds.
-        recipe: the steps of quantization.
-        flags: CPU flags of the machine that will run it; None: this machine.
-        keep_float: names of nodes that are to stay in float.
-        simulate: images that the simulation runs on.
-        timeout_s: of one request to an engine.
-        allow_fallback: accept planned integer operators that ran in float.
-        db: path or URL of the database; None: OUT/records.db.
-        transform: makes a picture from whatever the iterable holds.
-        show: who watches.
+    The arguments are those of `modelmill.line.options.BuildOptions`, which explains them. Without
+    `out` the folder is NAME-build in the working directory.
 
     Returns:
         the report; `report.accepted` says whether every deployment is.

@@ -8,6 +8,7 @@ every quantized value.
 from __future__ import annotations
 
 import difflib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from modelmill.targets import Planned, Target
 
 QDQ_OPSET = 13  # per-axis DequantizeLinear
 SQNR_CEILING = 200.0  # dB reported where nothing was lost at all
+QUALITY_IMAGES = 16
 
 
 EQUALIZE, CALIBRATE, BIAS_CORRECTION = Equalize(), Calibrate(), BiasCorrection()
@@ -252,12 +254,14 @@ def layer_quality(
     target: Target,
     feeds: Mapping[str, np.ndarray],
 ) -> tuple[LayerQuality, ...]:
-    """SQNR of every quantized value on one batch: 10 log10(sum x^2 / sum (x - x_q)^2), x of the
+    """SQNR of every quantized value on a few images: 10 log10(sum x^2 / sum (x - x_q)^2), x of the
     float model.
     """
     encodings = plan.encodings()
     producers = {o.name: n for n in ir.nodes(graph) for o in n.outputs}
-    noise: dict[str, torch.Tensor] = {}
+    if ir.is_batch_dynamic(graph):
+        feeds = {name: x[:QUALITY_IMAGES] for name, x in feeds.items()}
+    decibels: dict[str, float] = {}
     real: dict[str, torch.Tensor] = {}
 
     def keep(name: str, codes: torch.Tensor) -> None:
@@ -267,14 +271,16 @@ def layer_quality(
     IntegerModule(graph, plan, target.arithmetic)(feeds, keep)
 
     def compare(name: str, x: torch.Tensor) -> None:
-        error = (x - real.pop(name)).double().square().sum()
-        noise[name] = x.double().square().sum() / error
+        error = float(torch.linalg.vector_norm(x - real.pop(name)))
+        signal = float(torch.linalg.vector_norm(x))
+        exact = SQNR_CEILING if error == 0 else -SQNR_CEILING
+        here = 20 * math.log10(signal / error) if error and signal else exact
+        decibels[name] = max(min(here, SQNR_CEILING), -SQNR_CEILING)
 
     with torch.inference_mode():
         executor.Module(reference).visit(feeds, list(real), compare)
     found = []
-    for name, ratio in noise.items():
-        db = min(float(10 * torch.log10(ratio)), SQNR_CEILING) if ratio > 0 else 0.0
+    for name, db in decibels.items():
         node = producers.get(name)
         op = node.op_type if node is not None else "input"
         found.append(

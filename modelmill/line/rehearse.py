@@ -6,13 +6,13 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from modelmill import ir, plugins
+from modelmill import ir
 from modelmill.line.check import Checked
 from modelmill.line.options import BuildOptions
 from modelmill.line.quantize import Where, load_target, prepare_graph
+from modelmill.line.run import check_engines
 from modelmill.line.source import load_images, load_source
 from modelmill.line.store import OutputError, check_folder
-from modelmill.runtimes import EngineMissing
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,7 @@ def rehearse(options: BuildOptions) -> Rehearsal:
     """
     _check_folder(options)
     chosen = [load_target(name) for name in options.targets]
-    for target in chosen:
-        target.scheme(options.precision)
-        missing = plugins.load("modelmill.runtimes", target.runtime).missing()
-        if missing:
-            raise EngineMissing(
-                f"target {target.name} needs {target.runtime}, which is not installed; "
-                f"run: {missing}"
-            )
+    check_engines(chosen, options.precision)
     source = load_source(options.model, options.card)
     images = load_images(
         source,

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from modelmill import ir, plugins, tasks
 from modelmill.line import deploy, filing, findings, manifest, page
@@ -30,6 +31,7 @@ from modelmill.line.source import Source, load_images, load_source
 from modelmill.line.store import Json, Store, file_hash
 from modelmill.records.machine import this_machine
 from modelmill.runtimes import DeploymentError, EngineMissing
+from modelmill.runtimes.worker import probe
 from modelmill.targets import Target
 
 CALIBRATION_BATCH = 64
@@ -60,11 +62,15 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
     job = Job(options, source, images, graph, store, key, this_machine().cores, show)
 
     # 3. The executor must compute what the engines compute, or nothing later means anything.
+    broken: dict[str, str] = {}  # engines that fail on the float model already, and how
     for runtime in sorted({target.runtime for target in chosen.values()}):
-        check_parity(job, runtime)
+        try:
+            check_parity(job, runtime)
+        except DeploymentError as error:
+            broken[runtime] = f"the float model does not run on {runtime}: {error}"
 
-    # 4. Float score, on the first target's engine.
-    float_score = _float_score(job, next(iter(chosen.values())).runtime)
+    # 4. Float score, on the first engine that runs it.
+    float_score = _float_score(job, chosen, broken)
 
     # 5. Plan, calibrate and quantize: one pass of the calibration data for all targets.
     where = Where(options.precision, options.flags, frozenset(options.keep_float))
@@ -74,7 +80,7 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
     logs = _quantize(job, chosen, where, recipe)
 
     # 6. Each target on its engine: score, simulate, compare, time. What fails costs that one only.
-    deployments = tuple(_deploy(job, target, logs[name]) for name, target in chosen.items())
+    deployments = tuple(_deploy(job, t, logs[name], broken) for name, t in chosen.items())
 
     # 7. Accept or not, report, manifest, records.
     report = Report(
@@ -149,19 +155,26 @@ def _artifact(target: str) -> str:
     return f"artifacts/{target}.onnx"
 
 
-def _float_score(job: Job, runtime: str) -> Json:
-    def compute() -> tuple[Json, dict[str, bytes]]:
+def _float_score(job: Job, chosen: Mapping[str, Target], broken: dict[str, str]) -> Json:
+    """The score of the first engine that runs the float model; those that fail join `broken`."""
+
+    def compute(runtime: str) -> tuple[Json, dict[str, bytes]]:
         path = job.store.path(FLOAT_ARTIFACT)
         result, _ = deploy.score(job, runtime, path, f"score float on {runtime}")
         return {"score": result.value, "n": result.n, "metrics": result.metrics}, {}
 
-    try:
-        return job.store.step("float-score", {**job.key, "runtime": runtime}, compute)
-    except DeploymentError as error:
-        raise ValueError(f"the float model does not run on {runtime}: {error}") from error
+    for runtime in dict.fromkeys(target.runtime for target in chosen.values()):
+        if runtime in broken:
+            continue
+        try:
+            inputs = {**job.key, "runtime": runtime}
+            return job.store.step("float-score", inputs, partial(compute, runtime))
+        except DeploymentError as error:
+            broken[runtime] = f"the float model does not run on {runtime}: {error}"
+    raise ValueError("; ".join(broken.values()))
 
 
-def _deploy(job: Job, target: Target, log: Json) -> Deployment:
+def _deploy(job: Job, target: Target, log: Json, broken: Mapping[str, str]) -> Deployment:
     """One target's facts, or the reason why there are none."""
     artifact = _artifact(target.name)
     path = job.store.path(artifact)
@@ -173,6 +186,8 @@ def _deploy(job: Job, target: Target, log: Json) -> Deployment:
     }
     seconds = {"quantize": log["seconds"]}
     try:
+        if target.runtime in broken:
+            raise DeploymentError(broken[target.runtime])
         held = job.store.step(
             f"deploy-{target.name}",
             inputs,
@@ -183,7 +198,7 @@ def _deploy(job: Job, target: Target, log: Json) -> Deployment:
         return Deployment(
             target=target.name,
             runtime=target.runtime,
-            version=plugins.load("modelmill.runtimes", target.runtime).version(),
+            version=_version(target.runtime),
             precision=job.options.precision,
             artifact=artifact,
             bytes=path.stat().st_size,
@@ -191,6 +206,14 @@ def _deploy(job: Job, target: Target, log: Json) -> Deployment:
             failed=str(error),
         )
     return deployment_from_json({**held, "seconds": {**seconds, **held["seconds"]}})
+
+
+def _version(runtime: str) -> str:
+    """Asked in a worker: an engine that fails is not to be imported here."""
+    try:
+        return probe(runtime)
+    except DeploymentError:
+        return ""
 
 
 def _model_facts(source: Source, graph: ir.Graph) -> Json:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelmill import executor, ir, plugins, tasks
+from modelmill.line.inspect import is_pytorch, label
 from modelmill.tasks import Card, CardError, Dataset, Task
 
 DataSource = str | Path | Iterable[Any]
@@ -69,9 +70,8 @@ def load_source(model: str | Path | ir.Graph, card: str | Path | Card | None) ->
     name, info = next(iter(inputs.items()))
     tasks.check_card(loaded, info.shape, {n: o.shape for n, o in ir.outputs(graph).items()})
     batch = info.shape[0] if isinstance(info.shape[0], int) else None
-    title = Path(model).stem if isinstance(model, str | Path) else graph.graph.name or "model"
     return Source(
-        title.partition("@")[0],
+        label(model),
         graph,
         loaded,
         plugins.load("modelmill.tasks", loaded.task),
@@ -104,10 +104,7 @@ def read_graph(model: str | Path | ir.Graph, card: Card) -> ir.Graph:
     """
     if isinstance(model, ir.Graph):
         return model
-    text = str(model)
-    if text.endswith(".pt2") or (":" in text and not Path(text).exists()):
-        return ir.from_torch(text, card.input.shape(1))
-    return ir.load(text)
+    return ir.from_torch(str(model), card.input.shape(1)) if is_pytorch(model) else ir.load(model)
 
 
 def load_images(

@@ -2,8 +2,8 @@
 
 Memory does not grow with the number of images: a histogram has a fixed number of bins, and when a
 value falls outside, the covered range doubles and neighbouring bins merge, which keeps every count
-exact. Ranges see every element; histograms see at most `SAMPLES` elements per tensor and batch, at
-a fixed odd stride, as their shape does not need more.
+exact. Ranges see every element; histograms see a part of the elements, at a fixed odd stride, as
+their shape does not need more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from modelmill import executor, ir
 
 BINS = 2048  # as PPQ, MQBench and torchao use for MSE; a multiple of 128, which the KL search needs
-SAMPLES = 1 << 15
+SAMPLES, SAMPLES_PER_IMAGE = 4096, 512
 Batches = Iterable[Mapping[str, np.ndarray]]
 
 
@@ -69,8 +69,9 @@ class Observer:
         if self.last == self.first:
             self.zeros += float(x.numel())  # nothing but zeros so far
             return
-        flat = x.detach().reshape(-1)
-        stride = -(-flat.numel() // SAMPLES) | 1  # odd, so that it does not walk along one channel
+        flat = _flat(x.detach())
+        limit = max(SAMPLES, SAMPLES_PER_IMAGE * len(x)) if x.dim() else 1
+        stride = -(-flat.numel() // limit) | 1  # odd, so that it does not walk along one channel
         sample = flat[::stride].float()
         counts = torch.histc(sample, self.bins, self.first, self.last).numpy().astype(np.float64)
         zeros = float(sample.numel() - torch.count_nonzero(sample))
@@ -100,6 +101,13 @@ class Observer:
         """What was seen so far; an observer that saw nothing has the range 0..0."""
         low, high = (self.low, self.high) if self.low <= self.high else (0.0, 0.0)
         return Statistics(low, high, (self.first, self.last), self.counts.copy(), self.zeros)
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    """All elements in memory order; no copy for the two layouts the executor produces."""
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        x = x.permute(0, 2, 3, 1)
+    return x.reshape(-1)
 
 
 def merge(statistics: Sequence[Statistics]) -> Statistics:
