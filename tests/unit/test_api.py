@@ -55,6 +55,21 @@ def test_build_from_python_values(tiny, quick, tmp_path):
     assert held == json.loads(json.dumps(report.to_json()))
 
 
+def test_a_pytorch_network_gives_its_name_to_the_build(tiny, monkeypatch, tmp_path):
+    """package.module:factory, found in the working directory, without weights."""
+    (tmp_path / "zoo.py").write_text(
+        "from torch import nn\n"
+        "def small():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert modelmill.inspect("zoo:small", card=tiny.card).params == 40 + 144 * 4 + 4
+    checked = modelmill.check("zoo:small", "ort_cpu", card=tiny.card)
+    assert checked.model == "zoo.small" and checked.accepted
+    found = modelmill.evaluate("zoo:small", tiny.data, "ort_cpu", card=tiny.card, limit=5)
+    assert found.model == "zoo.small" and found.score.n == 5
+
+
 def test_build_writes_beside_you_unless_told(tiny, monkeypatch, tmp_path):
     from modelmill.line.entry import default_out
 

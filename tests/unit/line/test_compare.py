@@ -123,6 +123,14 @@ def test_models_of_different_tasks(tiny, demo_build):
         compare(tiny.model, demo_build / "digits.onnx", tiny.data, "ort_cpu")
 
 
+def test_cards_that_ask_for_different_metrics(tiny, make_tiny, tmp_path):
+    other = make_tiny(tmp_path)
+    card = json.loads(other.card.read_text())
+    other.card.write_text(json.dumps({**card, "metric": "top5"}))
+    with pytest.raises(ValueError, match="top1 and top5"):
+        compare(tiny.model, other.model, tiny.data, "ort_cpu")
+
+
 @pytest.mark.parametrize("targets", [(), ("ort_cpu", "openvino_cpu", "ort_cpu")])
 def test_one_engine_or_two(tiny, targets):
     with pytest.raises(ValueError, match="name one engine"):
