@@ -57,7 +57,7 @@ MOVEMENT = frozenset(
     ]
 )
 EXACT_FLOAT32 = 2**24
-Visit = Callable[[str, Tensor], None]
+Visit = Callable[[str, Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,10 @@ class IntegerModule:
     def __call__(
         self, feeds: Mapping[str, np.ndarray | Tensor], visit: Visit | None = None
     ) -> dict[str, Tensor]:
-        """The outputs, float32. `visit(name, codes)` is called for every quantized value, int32
-        codes, in graph order.
+        """The outputs, float32.
+
+        `visit(name, codes)` is called for every quantized value, int32 codes, in graph order; codes
+        that it gives back take the value's place.
         """
         found: dict[str, Tensor | Codes] = {}
         left = dict(self.uses)
@@ -150,8 +152,12 @@ class IntegerModule:
         if encoding is not None and isinstance(result, Tensor):
             result = self._quantize(result, encoding)
         found[name] = result
-        if visit is not None and encoding is not None and isinstance(result, Codes):
-            visit(name, result.codes)
+        if visit is None or encoding is None or not isinstance(result, Codes):
+            return
+        replaced = visit(name, result.codes)
+        if replaced is not None:
+            zero_point = _along(encoding.zero_point, encoding, replaced.dim())
+            found[name] = Codes(replaced.float() - zero_point, encoding)
 
     def _quantize(self, x: Tensor, encoding: Encoding) -> Codes:
         scale = _scale(encoding, x.dim())

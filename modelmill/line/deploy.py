@@ -143,12 +143,16 @@ def score_report(deployed: Score, simulated: Score, source: Source) -> ScoreRepo
 
 def agreement_report(agreement: Agreement) -> AgreementReport:
     """The totals."""
+    whole, own = agreement.whole, agreement.own
     return AgreementReport(
-        agreement.elements,
-        agreement.mismatched,
-        agreement.max_codes,
-        agreement.first_divergence,
-        agreement.images,
+        elements=whole.elements,
+        mismatched=whole.mismatched,
+        max_codes=whole.max_codes,
+        first_divergence=agreement.first_divergence,
+        images=agreement.images,
+        own_elements=own.elements,
+        own_mismatched=own.mismatched,
+        own_max_codes=own.max_codes,
     )
 
 
@@ -175,7 +179,16 @@ def speedup_report(reference: Latency, candidate: Latency, seed: int) -> Speedup
 
 def tensor_rows(agreement: Agreement) -> list[dict[str, Any]]:
     """Per-tensor counts as JSON rows, in graph order."""
-    return [vars(t).copy() for t in agreement.tensors.values()]
+    return [
+        {
+            "value": t.value,
+            "node": t.node,
+            "op": t.op,
+            **vars(t.whole),
+            **{f"own_{name}": number for name, number in vars(t.own).items()},
+        }
+        for t in agreement.tensors.values()
+    ]
 
 
 def deployment(

@@ -77,9 +77,11 @@ def _remarks(report: Report, d: Deployment, log: Json) -> list[Finding]:
                 "simulation and engine part",
                 d.target,
                 f"{d.agreement.mismatched:,} of {d.agreement.elements:,} codes differ "
-                f"({share:.2g}), by at most "
-                f"{d.agreement.max_codes}; the first layer that parts is "
-                f"{d.agreement.first_divergence}",
+                f"({share:.2g}), by at most {d.agreement.max_codes}; the first layer that parts is "
+                f"{d.agreement.first_divergence}. Given the engine's own inputs, the layers "
+                f"themselves differ in {d.agreement.own_mismatched:,} of "
+                f"{d.agreement.own_elements:,}, by at most {d.agreement.own_max_codes}; the rest "
+                "is handed down",
                 f"details/{d.target}.json lists every tensor",
             )
         )

@@ -42,7 +42,8 @@ class ScoreReport:
 @dataclass(frozen=True)
 class AgreementReport:
     """Codes compared at every quantized tensor; first_divergence is a node, None where all codes
-    are equal.
+    are equal. own_* (+): the same with every layer simulated on the engine's own codes, counted
+    only where something differed: what remains arises in the layers themselves.
     """
 
     elements: int
@@ -50,6 +51,9 @@ class AgreementReport:
     max_codes: int
     first_divergence: str | None
     images: int
+    own_elements: int = 0
+    own_mismatched: int = 0
+    own_max_codes: int = 0
 
 
 @dataclass(frozen=True)

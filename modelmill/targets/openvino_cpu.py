@@ -29,7 +29,19 @@ PLUGIN = Target(
         OpRule("MatMul", ("activation", "weight"), float_output=True, anchor=True),
         OpRule("MatMul", ("activation", "activation"), float_output=True),
         OpRule("Add", ("activation", "activation"), float_output=True),
-        OpRule("AveragePool", ("activation",), float_output=True),
+        # Openvino 2026.4 counts padding as code 0 where the zero point is meant: no counted padding.
+        OpRule(
+            "AveragePool",
+            ("activation",),
+            float_output=True,
+            attributes=(("count_include_pad", (0,)),),
+        ),
+        OpRule(
+            "AveragePool",
+            ("activation",),
+            float_output=True,
+            attributes=(("pads", ((0, 0, 0, 0),)), ("auto_pad", ("NOTSET", "VALID"))),
+        ),
         OpRule("GlobalAveragePool", ("activation",), float_output=True),
         OpRule("Concat", ("activation",), output="same", variadic=True),
         OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
