@@ -7,7 +7,7 @@ to even, every operation in float32 unless said otherwise):
 
     Conv, Gemm, MatMul   acc = sum x_a w_a + b_a                      exact integers
       "multiply"         y = clamp(round(acc * (s_x s_w / s_y)))      clamp also does ReLU and Clip
-      "reciprocal"       y = clamp(round((acc * (s_x s_w) + b) * (1 / s_y)))
+      "range"            y = clamp(round(fma(acc * (s_x s_w) + b, k, -low k)))
       "dequantize"       r = acc * (s_x s_w) + b;  activation;  y = clamp(round(r / s_y))
     Add "fma"            y = round(fma(x1, s1/sy, fma(x2, s2/sy, z_y - (s1/sy z1 + s2/sy z2)))), x1,
                          x2 codes
@@ -160,8 +160,11 @@ class IntegerModule:
             found[name] = Codes(replaced.float() - zero_point, encoding)
 
     def _quantize(self, x: Tensor, encoding: Encoding) -> Codes:
-        scale = _scale(encoding, x.dim())
-        return Codes(_clamp(torch.round(x / scale), encoding), encoding)
+        if self.arithmetic.quantize == "range" and encoding.spec.axis is None:
+            factor, offset = _range_steps(encoding)
+            codes = torch.round(x * float(factor) + float(offset))
+            return Codes(_clamp(codes - float(encoding.zero_point), encoding), encoding)
+        return Codes(_clamp(torch.round(x / _scale(encoding, x.dim())), encoding), encoding)
 
     # ------------------------------------------------------------ one node
 
@@ -310,11 +313,10 @@ class IntegerModule:
         real = accumulator.float() * _channels(scales, accumulator.dim(), axis)
         if isinstance(bias, Tensor):
             real = real + (bias if axis == -1 else bias.reshape(1, -1, *[1] * (real.dim() - 2)))
-        if output is not None and self.arithmetic.requantize == "reciprocal":
-            return Codes(
-                _clamp(torch.round(real * torch.reciprocal(_scale(output, real.dim()))), output),
-                output,
-            )
+        if output is not None and self.arithmetic.requantize == "range":
+            factor, shift = _range_steps(output)
+            steps = (real.double() * float(factor) + float(shift)).float()  # a fused multiply-add
+            return Codes(_clamp(torch.round(steps) - float(output.zero_point), output), output)
         return real
 
     def _add(self, node: ir.Node, found: dict[str, Tensor | Codes]) -> Codes:
@@ -355,6 +357,13 @@ class IntegerModule:
         z = float(output.zero_point)
         steps = total / count / _scale(output, 4)
         return Codes(_clamp(torch.round(steps + z) - z, output), output)
+
+
+def _range_steps(encoding: Encoding) -> tuple[np.float32, np.float32]:
+    """k = (levels - 1) / (high - low) and -low k, in float32 like the engine."""
+    low, high = np.float32(encoding.low), np.float32(encoding.high)
+    factor = np.float32(encoding.spec.qmax - encoding.spec.qmin) / (high - low)
+    return factor, -low * factor + np.float32(encoding.spec.qmin)
 
 
 def _sequential_sum(x_NCHW: Tensor, attributes: dict[str, Any]) -> tuple[Tensor, Tensor]:

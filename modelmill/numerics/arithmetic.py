@@ -16,17 +16,23 @@ class Arithmetic:
 
     requantize: how a convolution's int32 accumulator becomes an output code.
         "multiply": one float32 multiplier s_x * s_w / s_y per channel (int32 bias inside the
-        accumulator). "reciprocal": to float32 by s_x * s_w, float bias, then multiplied by float32
-        1 / s_y. "dequantize": to float32 by s_x * s_w, float bias, activation, then quantized as
-        any float is.
+        accumulator).
+        "range": to float32 by s_x * s_w, float bias, then as quantize "range" with one rounding
+        for multiplication and addition (a fused multiply-add).
+        "dequantize": to float32 by s_x * s_w, float bias, activation, then quantized as any float.
     add: integer addition of two tensors.
         "fma": two fused multiply-adds on float32 scale ratios around one folded constant.
         "dequantize": both to float32, added, quantized.
     average_pool: "sequential" sums dequantized float32 values window element by element;
-    "dequantize" leaves the order
-        to the float operator.
+        "dequantize" leaves the order to the float operator.
+    quantize: how a float becomes a code.
+        "divide": round(x / s) + z, as ONNX says.
+        "range": round(x * k - low * k), k = (levels - 1) / (high - low) of the range of the codes,
+        all in float32, as OpenVINO's FakeQuantize is computed. At a tie the two differ by one code
+        where z is odd.
     """
 
-    requantize: Literal["multiply", "reciprocal", "dequantize"] = "dequantize"
+    requantize: Literal["multiply", "range", "dequantize"] = "dequantize"
     add: Literal["fma", "dequantize"] = "dequantize"
     average_pool: Literal["sequential", "dequantize"] = "dequantize"
+    quantize: Literal["divide", "range"] = "divide"

@@ -48,7 +48,7 @@ class Equalize:
     """
 
     by: str = "activations"
-    alpha: float = 0.5
+    alpha: float = 0.3
     images: int = 64
     sweeps: int = 20
     converged: float = 1e-3

@@ -63,7 +63,7 @@ PLUGIN = Target(
         ("Gemm", "Relu"),
         ("Add", "Relu"),
     ),
-    arithmetic=Arithmetic(requantize="reciprocal"),
+    arithmetic=Arithmetic(requantize="range", quantize="range"),
     guards=(
         IsaGuard(
             architectures=("x86_64", "AMD64"),
