@@ -161,9 +161,7 @@ class IntegerModule:
 
     def _quantize(self, x: Tensor, encoding: Encoding) -> Codes:
         if self.arithmetic.quantize == "range" and encoding.spec.axis is None:
-            factor, offset = _range_steps(encoding)
-            codes = torch.round(x * float(factor) + float(offset))
-            return Codes(_clamp(codes - float(encoding.zero_point), encoding), encoding)
+            return Codes(_by_range(x, encoding), encoding)
         return Codes(_clamp(torch.round(x / _scale(encoding, x.dim())), encoding), encoding)
 
     # ------------------------------------------------------------ one node
@@ -314,9 +312,7 @@ class IntegerModule:
         if isinstance(bias, Tensor):
             real = real + (bias if axis == -1 else bias.reshape(1, -1, *[1] * (real.dim() - 2)))
         if output is not None and self.arithmetic.requantize == "range":
-            factor, shift = _range_steps(output)
-            steps = (real.double() * float(factor) + float(shift)).float()  # a fused multiply-add
-            return Codes(_clamp(torch.round(steps) - float(output.zero_point), output), output)
+            return Codes(_by_range(real, output), output)
         return real
 
     def _add(self, node: ir.Node, found: dict[str, Tensor | Codes]) -> Codes:
@@ -359,11 +355,15 @@ class IntegerModule:
         return Codes(_clamp(torch.round(steps + z) - z, output), output)
 
 
-def _range_steps(encoding: Encoding) -> tuple[np.float32, np.float32]:
-    """k = (levels - 1) / (high - low) and -low k, in float32 like the engine."""
+def _by_range(x: Tensor, encoding: Encoding) -> Tensor:
+    """Centred codes of float32 `x`: fma(x, steps / (high - low), -low steps / (high - low)), the
+    two numbers in float32. The product is exact in float64: only the sum is rounded, as fma does.
+    """
     low, high = np.float32(encoding.low), np.float32(encoding.high)
-    factor = np.float32(encoding.spec.qmax - encoding.spec.qmin) / (high - low)
-    return factor, -low * factor + np.float32(encoding.spec.qmin)
+    steps = np.float32(encoding.spec.qmax - encoding.spec.qmin)
+    factor, shift = steps / (high - low), (-low * steps) / (high - low)
+    codes = torch.round((x.double() * float(factor) + float(shift)).float())
+    return _clamp(codes + float(encoding.spec.qmin - encoding.zero_point), encoding)
 
 
 def _sequential_sum(x_NCHW: Tensor, attributes: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,7 @@ class Arithmetic:
     requantize: how a convolution's int32 accumulator becomes an output code.
         "multiply": one float32 multiplier s_x * s_w / s_y per channel (int32 bias inside the
         accumulator).
-        "range": to float32 by s_x * s_w, float bias, then as quantize "range" with one rounding
-        for multiplication and addition (a fused multiply-add).
+        "range": to float32 by s_x * s_w, float bias, then as quantize "range".
         "dequantize": to float32 by s_x * s_w, float bias, activation, then quantized as any float.
     add: integer addition of two tensors.
         "fma": two fused multiply-adds on float32 scale ratios around one folded constant.
@@ -27,9 +26,9 @@ class Arithmetic:
         "dequantize" leaves the order to the float operator.
     quantize: how a float becomes a code.
         "divide": round(x / s) + z, as ONNX says.
-        "range": round(x * k - low * k), k = (levels - 1) / (high - low) of the range of the codes,
-        all in float32, as OpenVINO's FakeQuantize is computed. At a tie the two differ by one code
-        where z is odd.
+        "range": round(fma(x, n / (high - low), -low * n / (high - low))), n = levels - 1, of the
+        range of the codes, all in float32 and the fused multiply-add rounded once, as OpenVINO's
+        FakeQuantize is computed. Near a tie the two differ by one code.
     """
 
     requantize: Literal["multiply", "range", "dequantize"] = "dequantize"
