@@ -7,6 +7,7 @@ from modelmill.passes.fold_batchnorm import fold_batchnorm
 from modelmill.passes.fold_constants import fold_constants
 from modelmill.passes.fuse_pad import fuse_pad
 from modelmill.passes.gemm_from_matmul_add import gemm_from_matmul_add
+from modelmill.passes.global_average_pool import global_average_pool
 
 __all__ = [
     "clean",
@@ -16,4 +17,5 @@ __all__ = [
     "fold_constants",
     "fuse_pad",
     "gemm_from_matmul_add",
+    "global_average_pool",
 ]

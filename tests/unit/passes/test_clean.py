@@ -14,7 +14,7 @@ from modelmill.passes import clean
     ("name", "gone"),
     [
         ("resnet20_cifar10", {"Slice": 2}),
-        ("mobilenetv1_025_imagenet", {}),
+        ("mobilenetv1_025_imagenet", {"ReduceMean": 1}),
         ("fastestdet_coco", {"Pad": 1}),
     ],
 )
@@ -23,7 +23,8 @@ def test_real_models(name: str, gone: dict, data_dir: Path, check: Callable) -> 
     if not ir.is_batch_dynamic(graph):
         graph = ir.with_batch(graph, 1)
     before = [node.op_type for node in ir.nodes(graph)]
-    after = check(clean, graph)
+    # A mean in another order moves the logits in the last place; everything else keeps every bit.
+    after = check(clean, graph, ulps=2 * 49 if "ReduceMean" in gone else 0)
     for op in set(before):
         assert before.count(op) - after.count(op) == gone.get(op, 0), op
 
