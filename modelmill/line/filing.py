@@ -4,7 +4,7 @@ measured.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
 
 from modelmill.line.options import BuildOptions
 from modelmill.line.report import Deployment, Report
@@ -24,92 +24,47 @@ def file_records(report: Report, options: BuildOptions, store: Store, build: str
     found = []
     for deployment in report.deployments:
         if deployment.failed is None and deployment.target in measured:
-            found += _facts(report, deployment, build, store)
+            found += _facts(report, deployment, build)
     Database(options.db if options.db is not None else store.path("records.db")).add(found)
     return found
 
 
-def _facts(report: Report, d: Deployment, build: str, store: Store) -> list[Record]:
+def _facts(report: Report, d: Deployment, build: str) -> list[Record]:
     assert d.score is not None and d.agreement is not None and d.speedup is not None
     assert d.latency_ms is not None and d.float_latency_ms is not None
+    latency, reference, score = d.latency_ms, d.float_latency_ms, d.score
+    metric, base = report.metric, report.float_score
+    numbers: list[tuple[str, float, str, int, Json]] = [
+        (metric, score.deployed, "fraction", score.n, {"metrics": score.metrics}),
+        (f"simulated_{metric}", score.simulated, "fraction", score.simulated_n, {}),
+        (f"float_{metric}", base["score"], "fraction", base["n"], {}),
+        ("mismatched_codes", d.agreement.mismatched, "elements", d.agreement.elements, {}),
+        ("latency_p50_ms", latency.p50, "ms", latency.n, asdict(latency)),
+        ("float_latency_p50_ms", reference.p50, "ms", reference.n, asdict(reference)),
+        ("speedup", d.speedup.ratio, "ratio", latency.n, {"verdict": d.speedup.verdict}),
+        ("peak_memory_mib", d.peak_memory_mib or 0.0, "MiB", 1, {}),
+        ("artifact_bytes", d.bytes, "bytes", 1, {}),
+    ]
     machine, when = this_machine(), utc_now()
-    extra: dict[str, Any] = {
-        "target": d.target,
-        "precision": d.precision,
-        "model": report.model["name"],
-    }
-
-    def record(
-        what: str, value: float, unit: str, n: int, threads: int, more: Json | None = None
-    ) -> Record:
-        where = Where(
-            device=machine.cpu,
-            engine=d.runtime,
-            version=d.version,
-            threads=threads,
-            isa=machine.isa,
-        )
-        return Record(
+    timed = ("latency_p50_ms", "float_latency_p50_ms", "speedup")
+    common = {"target": d.target, "precision": d.precision, "model": report.model["name"]}
+    return [
+        Record(
             what=what,
-            value=value,
+            value=float(value),
             unit=unit,
-            n=n,
+            n=max(n, 1),
             subject=report.model["fingerprint"],
-            where=where,
+            where=Where(
+                device=machine.cpu,
+                engine=d.runtime,
+                version=d.version,
+                threads=latency.threads if what in timed else 0,
+                isa=machine.isa,
+            ),
             when=when,
             build=build,
-            extra={**extra, **(more or {})},
+            extra={**common, **more},
         )
-
-    latency, reference = d.latency_ms, d.float_latency_ms
-    quantiles = {
-        "p90": latency.p90,
-        "p99": latency.p99,
-        "batch": latency.batch,
-        "noise": latency.noise,
-    }
-    reference_quantiles = {
-        "p90": reference.p90,
-        "p99": reference.p99,
-        "batch": reference.batch,
-        "noise": reference.noise,
-    }
-    return [
-        record(
-            report.metric, d.score.deployed, "fraction", d.score.n, 0, {"metrics": d.score.metrics}
-        ),
-        record(f"simulated_{report.metric}", d.score.simulated, "fraction", d.score.simulated_n, 0),
-        record(
-            f"float_{report.metric}",
-            report.float_score["score"],
-            "fraction",
-            report.float_score["n"],
-            0,
-        ),
-        record(
-            "mismatched_codes",
-            float(d.agreement.mismatched),
-            "elements",
-            max(d.agreement.elements, 1),
-            0,
-        ),
-        record("latency_p50_ms", latency.p50, "ms", latency.n, latency.threads, quantiles),
-        record(
-            "float_latency_p50_ms",
-            reference.p50,
-            "ms",
-            reference.n,
-            reference.threads,
-            reference_quantiles,
-        ),
-        record(
-            "speedup",
-            d.speedup.ratio,
-            "ratio",
-            latency.n,
-            latency.threads,
-            {"verdict": d.speedup.verdict},
-        ),
-        record("peak_memory_mib", d.peak_memory_mib or 0.0, "MiB", 1, latency.threads),
-        record("artifact_bytes", float(d.bytes), "bytes", 1, 0),
+        for what, value, unit, n, more in numbers
     ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from modelmill.line.report import Deployment, Finding, Report
+from modelmill.line.report import AgreementReport, Deployment, Finding, Report
 from modelmill.line.store import Json
 
 WEAK_LAYER_DB = 10.0  # below this more than a tenth of a value's energy is noise
@@ -28,40 +29,30 @@ def conclude(
 def _refusals(report: Report, d: Deployment, allow_fallback: bool) -> list[Finding]:
     """Why this deployment is not accepted."""
     if d.failed is not None:
-        return [
-            Finding(
-                "deployment failed",
-                d.target,
-                d.failed,
-                f"modelmill eval {d.artifact} -t {d.target} --data DATA",
-            )
-        ]
+        artifact = Path(report.folder) / d.artifact
+        again = f"modelmill bench {artifact} -t {d.target}"
+        return [Finding("deployment failed", d.target, d.failed, again)]
     assert d.score is not None
     found = []
-    drop = float(report.float_score["score"]) - d.score.deployed
-    if (
-        drop > report.max_drop + 1e-9
-    ):  # a drop of exactly the limit is allowed, whatever its last bit
-        found.append(
-            Finding(
-                "accuracy drop above the limit",
-                d.target,
-                f"deployed {report.metric} {d.score.deployed:.4f} is {drop:.4f} below float "
-                f"{report.float_score['score']:.4f}; --max-drop allows {report.max_drop:g}",
-                "look at the layers with the lowest SQNR in report.html; try more calibration "
-                "images: --calibrate 2048",
-            )
+    base = float(report.float_score["score"])
+    drop = base - d.score.deployed
+    if drop > report.max_drop + 1e-9:  # exactly the limit is allowed, whatever its last bit
+        why = (
+            f"deployed {report.metric} {d.score.deployed:.4f} is {drop:.4f} below float "
+            f"{base:.4f}; --max-drop allows {report.max_drop:g}"
         )
+        advice = (
+            "see the layers with the lowest SQNR in report.html; keep them in float with "
+            "--keep-float NODE, or try more calibration images with --calibrate 2048"
+        )
+        found.append(Finding("accuracy drop above the limit", d.target, why, advice))
     if d.fallback_ops and not allow_fallback:
-        found.append(
-            Finding(
-                "operators fell back to float",
-                d.target,
-                f"{len(d.fallback_ops)} planned integer operators ran in float: "
-                f"{', '.join(d.fallback_ops[:5])}",
-                f"modelmill check MODEL -t {d.target}, or accept it with --allow-fallback",
-            )
+        why = (
+            f"{len(d.fallback_ops)} planned integer operators ran in float: "
+            f"{', '.join(d.fallback_ops[:5])}"
         )
+        advice = f"modelmill check MODEL -t {d.target}, or accept it with --allow-fallback"
+        found.append(Finding("operators fell back to float", d.target, why, advice))
     return found
 
 
@@ -71,63 +62,41 @@ def _remarks(report: Report, d: Deployment, log: Json) -> list[Finding]:
         return []
     found = []
     if d.agreement.mismatched:
-        share = d.agreement.mismatched / max(d.agreement.elements, 1)
-        found.append(
-            Finding(
-                "simulation and engine part",
-                d.target,
-                f"{d.agreement.mismatched:,} of {d.agreement.elements:,} codes differ "
-                f"({share:.2g}), by at most {d.agreement.max_codes}; the first layer that parts is "
-                f"{d.agreement.first_divergence}. Given the engine's own inputs, the layers "
-                f"themselves differ in {d.agreement.own_mismatched:,} of "
-                f"{d.agreement.own_elements:,}, by at most {d.agreement.own_max_codes}; the rest "
-                "is handed down",
-                f"details/{d.target}.json lists every tensor",
-            )
-        )
+        found.append(_parting(report, d.target, d.agreement))
     if d.speedup.verdict != "faster":
-        found.append(
-            Finding(
-                "int8 is not faster here",
-                d.target,
-                f"float / int8 latency is {d.speedup.ratio:.2f} "
-                f"({d.speedup.low:.2f}..{d.speedup.high:.2f}): "
-                f"{d.speedup.verdict}",
-                "deploy the float model on this engine, unless size or memory decides",
-            )
+        why = (
+            f"float / int8 latency is {d.speedup.ratio:.2f} "
+            f"({d.speedup.low:.2f}..{d.speedup.high:.2f}): {d.speedup.verdict}"
         )
+        advice = "deploy the float model on this engine, unless size or memory decides"
+        found.append(Finding("int8 is not faster here", d.target, why, advice))
     weak = [layer for layer in log["layers"] if layer["sqnr_db"] < WEAK_LAYER_DB]
     if weak:
         worst = min(weak, key=lambda layer: float(layer["sqnr_db"]))
-        found.append(
-            Finding(
-                "weak layers",
-                d.target,
-                f"{len(weak)} values have an SQNR below {WEAK_LAYER_DB:g} dB, the lowest is "
-                f"{worst['value']} "
-                f"({worst['op']}) with {worst['sqnr_db']:.1f} dB",
-                "see the SQNR chart in report.html",
-            )
+        why = (
+            f"{len(weak)} values have an SQNR below {WEAK_LAYER_DB:g} dB, the lowest is "
+            f"{worst['value']} ({worst['op']}) with {worst['sqnr_db']:.1f} dB"
         )
-    if log["protected"]:
+        found.append(Finding("weak layers", d.target, why, "see the SQNR chart in report.html"))
+    if log.get("protected"):
         kept = ", ".join(f"{p['node']} ({p['sqnr_db']:.1f} dB)" for p in log["protected"])
-        found.append(
-            Finding(
-                "layers kept in float to save accuracy",
-                d.target,
-                f"quantized alone they would lower the SQNR of the outputs to: {kept}",
-                "",
-            )
-        )
+        why = f"quantized alone they would lower the SQNR of the outputs to: {kept}"
+        found.append(Finding("layers kept in float to save accuracy", d.target, why, ""))
     in_float = [v for v in log["verdicts"] if v["runs"] == "float"]
     if in_float:
         listed = ", ".join(f"{v['node']} ({v['op']})" for v in in_float[:4])
-        found.append(
-            Finding(
-                "operators left in float by plan",
-                d.target,
-                f"{len(in_float)}: {listed}{' ...' if len(in_float) > 4 else ''}",
-                f"modelmill check MODEL -t {d.target}",
-            )
-        )
+        why = f"{len(in_float)}: {listed}{' ...' if len(in_float) > 4 else ''}"
+        advice = f"modelmill check MODEL -t {d.target}"
+        found.append(Finding("operators left in float by plan", d.target, why, advice))
     return found
+
+
+def _parting(report: Report, target: str, a: AgreementReport) -> Finding:
+    why = (
+        f"{a.mismatched:,} of {a.elements:,} codes differ ({a.mismatched / a.elements:.2g}), by at "
+        f"most {a.max_codes}; the first layer that parts is {a.first_divergence}. Given the "
+        f"engine's own inputs, the layers themselves differ in {a.own_mismatched:,} of "
+        f"{a.own_elements:,}, by at most {a.own_max_codes}; the rest is handed down"
+    )
+    details = Path(report.folder) / "details" / f"{target}.json"
+    return Finding("simulation and engine part", target, why, f"{details} lists every tensor")

@@ -269,7 +269,7 @@ class _Process:
     def _too_late(self, doing: str) -> DeploymentError:
         return EngineTimeout(
             f"{self._runtime} did not {doing} within {self._timeout_s:g} s and was stopped;"
-            f" raise timeout_s if it only needs longer{self._last_words()}"
+            f" allow more time (--timeout) if it only needs longer{self._last_words()}"
         )
 
     def _why_gone(self, doing: str, error: Exception) -> DeploymentError:
