@@ -37,7 +37,7 @@ def load(package: str, name: str) -> Any:
     if name not in choices:
         kind = package.rsplit(".", 1)[-1].rstrip("s")
         near = difflib.get_close_matches(name, choices, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
             f"unknown {kind} {name!r}{hint} Choices: {', '.join(choices)}, or a path to a .py file "
             "with a PLUGIN"
@@ -66,7 +66,10 @@ def _has_plugin(file: Path) -> bool:
     """Whether the module binds `PLUGIN` at its top level; read from the text, so listing imports no
     engine.
     """
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    text = file.read_text(encoding="utf-8")
+    if "PLUGIN" not in text:  # parsing is the slow part
+        return False
+    for node in ast.parse(text).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(t, ast.Name) and t.id == "PLUGIN" for t in targets):
             return True

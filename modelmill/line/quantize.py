@@ -164,14 +164,18 @@ class Where:
             near = difflib.get_close_matches(unknown[0], [n for n in names if n], 3)
             hint = f"; nearest: {', '.join(near)}" if near else ""
             raise ValueError(
-                f"--keep-float: the model has no node {unknown[0]!r}{hint}. See 'modelmill inspect "
-                "MODEL'"
+                f"--keep-float: the model has no node {unknown[0]!r}{hint}. See "
+                "'modelmill check MODEL -t TARGET --all'"
             )
         machine = this_machine()
         flags = frozenset(machine.flags if self.flags is None else self.flags)
-        return targets.plan(
-            graph, target, self.precision, machine.arch, flags, self.keep_float | more
-        )
+        arch = machine.arch if self.flags is None else architecture(flags)
+        return targets.plan(graph, target, self.precision, arch, flags, self.keep_float | more)
+
+
+def architecture(flags: frozenset[str]) -> str:
+    """The architecture of a CPU by its flags: Arm's Linux kernels list asimd, x86's never do."""
+    return "aarch64" if "asimd" in flags else "x86_64"
 
 
 def plan_target(

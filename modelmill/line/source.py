@@ -88,6 +88,8 @@ def read_card(model: str | Path | ir.Graph, card: str | Path | Card | None) -> C
         return tasks.load_card(card)
     if isinstance(model, ir.Graph):
         raise CardError("a graph needs a card; give card=")
+    if not is_pytorch(model) and not Path(model).is_file():
+        raise ir.ModelError(f"{model}: no such file; give the path of an ONNX or .pt2 file")
     path = tasks.default_card_path(model)
     if not path.is_file():
         raise CardError(
