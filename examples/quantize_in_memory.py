@@ -1,6 +1,6 @@
 """Quantize a model to values instead of files, and ask which tensors lost most.
 
-    modelmill demo && python examples/quantize_in_memory.py [FOLDER]
+modelmill demo && python examples/quantize_in_memory.py [FOLDER]
 """
 
 import sys

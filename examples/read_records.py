@@ -1,6 +1,6 @@
 """Every number that a build measured is a record; read them back and put two side by side.
 
-    modelmill demo && python examples/read_records.py [FOLDER]
+modelmill demo && python examples/read_records.py [FOLDER]
 """
 
 import sys

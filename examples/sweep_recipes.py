@@ -1,6 +1,6 @@
 """Which calibration method suits this model? The same model under several recipes.
 
-    modelmill demo && python examples/sweep_recipes.py [FOLDER]
+modelmill demo && python examples/sweep_recipes.py [FOLDER]
 """
 
 import sys

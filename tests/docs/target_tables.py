@@ -1,6 +1,6 @@
 """The tables of docs/targets.md, made from the targets.
 
-    python tests/docs/target_tables.py      # writes them; tests/docs/test_targets.py holds them
+python tests/docs/target_tables.py      # writes them; tests/docs/test_targets.py holds them
 """
 
 import re
@@ -41,9 +41,10 @@ def _section(target: Target) -> str:
         f"`{a.average_pool}`, float to code `{a.quantize}`"
     ]
     for guard in target.guards:
+        flags = " or ".join(guard.needs_one_of)
         lines += [
-            f"- guard: on {', '.join(guard.architectures)} without {' or '.join(guard.needs_one_of)} "
-            f"weights get {guard.weight_bits} bits: {guard.why} ({guard.source})"
+            f"- guard: on {', '.join(guard.architectures)} without {flags} weights "
+            f"get {guard.weight_bits} bits: {guard.why} ({guard.source})"
         ]
     chains = ", ".join(" + ".join(chain) for chain in target.fused)
     lines += [f"- run as one kernel: {chains}"]
