@@ -66,17 +66,18 @@ class Observer:
             raise ValueError("NaN or infinity")
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._cover(low, high)
-        if self.last == self.first:
-            self.zeros += float(x.numel())  # nothing but zeros so far
-            return
         flat = _flat(x.detach())
         limit = max(SAMPLES, SAMPLES_PER_IMAGE * len(x)) if x.dim() else 1
         stride = -(-flat.numel() // limit) | 1  # odd, so that it does not walk along one channel
         sample = flat[::stride].float()
+        if self.last == self.first:
+            self.zeros += float(sample.numel())  # nothing but zeros so far
+            return
         counts = torch.histc(sample, self.bins, self.first, self.last).numpy().astype(np.float64)
         zeros = float(sample.numel() - torch.count_nonzero(sample))
-        where = min(int((0.0 - self.first) / (self.last - self.first) * self.bins), self.bins - 1)
-        counts[where] -= min(zeros, counts[where])
+        if zeros:  # into the bin where histc, which rounds in its own way, has put them
+            where = int(torch.histc(torch.zeros(1), self.bins, self.first, self.last).argmax())
+            counts[where] -= zeros
         self.counts += counts
         self.zeros += zeros
 
