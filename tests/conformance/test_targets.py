@@ -1,0 +1,229 @@
+"""What every target must keep: its table is known to the executor, its plans are its own, and what
+it calls integer runs as integer on its engine."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from modelmill import executor, ir, plugins, targets
+from modelmill.ir import Plan, Point
+from modelmill.line.deploy import fallbacks
+from modelmill.line.quantize import prepare_graph
+from modelmill.numerics import Encoding, choose_encoding
+from modelmill.records.machine import this_machine
+from modelmill.runtimes import open_session
+
+NAMES = plugins.names("modelmill.targets")
+MODELS = ("resnet20_cifar10", "resnet56_cifar10", "mobilenetv1_025_imagenet", "fastestdet_coco")
+SMALL = {
+    "residual": """c = Conv<pads=[1,1,1,1]>(x, w, b)  r = Relu(c)
+        d = Conv<pads=[1,1,1,1]>(r, v, d0)  a = Add(d, r)  s = Relu(a)
+        p = GlobalAveragePool(s)  f = Flatten(p)  y = Gemm<transB=1>(f, u, e)""",
+    "shared": """c = Conv<pads=[1,1,1,1]>(x, w, b)  r = Relu(c)
+        d = Conv<pads=[1,1,1,1]>(r, w, b)
+        p = GlobalAveragePool(d)  f = Flatten(p)  y = Gemm<transB=1>(f, u, e)""",
+    "depthwise": """c = Conv<pads=[1,1,1,1], group=16>(x, k, b)  r = Clip(c, low, high)
+        d = Conv(r, o, d0)  p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(d)
+        f = GlobalAveragePool(p)  g = Flatten(f)  y = Gemm<transB=1>(g, u, e)""",
+    "branches": """c = Conv(x, o, b)  l = LeakyRelu<alpha=0.1>(c)  d = Conv(l, o2, d0)
+        t = Concat<axis=1>(l, d)  q = Conv(t, q0, b2)  p = AveragePool<kernel_shape=[2,2]>(q)
+        f = GlobalAveragePool(p)  g = Flatten(f)  y = Gemm<transB=1>(g, u, e)""",
+}
+SHAPES = {
+    "w": (16, 16, 3, 3), "b": (16,), "b2": (16,), "v": (16, 16, 3, 3), "d0": (16,),
+    "u": (10, 16), "e": (10,),
+    "k": (16, 1, 3, 3), "o": (16, 16, 1, 1), "o2": (16, 16, 1, 1), "q0": (16, 32, 1, 1),
+}  # fmt: skip
+NUMBERS = {"low": np.float32(0), "high": np.float32(6)}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def target(request):
+    return plugins.load("modelmill.targets", request.param)
+
+
+@pytest.fixture(scope="module")
+def prepared(graph_from_text, data_dir_or_none):
+    """Name of a small graph or of a real model -> the graph as a build plans it."""
+    kept = {}
+
+    def get(name):
+        if name not in kept:
+            kept[name] = prepare_graph(make(name))
+        return kept[name]
+
+    def make(name):
+        if name in SMALL:
+            rng = np.random.default_rng(0)
+            words = SMALL[name].replace("(", " ").replace(")", " ").replace(",", " ").split()
+            arrays = {
+                n: (rng.normal(size=s) / np.sqrt(np.prod(s[1:]))).astype("f")
+                for n, s in SHAPES.items()
+                if n in words
+            }
+            arrays |= {n: number for n, number in NUMBERS.items() if n in words}
+            return graph_from_text(
+                f"g (float[N,16,12,12] x) => (float[N,10] y) {{ {SMALL[name]} }}", **arrays
+            )
+        if data_dir_or_none is None:
+            pytest.skip("no real models; set MODELMILL_DATA")
+        return ir.load(data_dir_or_none / "models" / f"{name}.onnx")
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def data_dir_or_none(request):
+    try:
+        return request.getfixturevalue("data_dir")
+    except pytest.skip.Exception:
+        return None
+
+
+def planned(graph, target, precision=None, flags=None):
+    machine = this_machine()
+    flags = frozenset(machine.flags if flags is None else flags)
+    precision = precision or target.schemes[0].precision
+    return targets.plan(graph, target, precision, machine.arch, flags)
+
+
+def numbered(graph, plan):
+    """The plan with plausible numbers: ranges that differ by name, above 0 behind a ReLU or Clip,
+    ties and bias scales kept.
+    """
+    constants, tied = ir.constants(graph), {p: g[0] for g in plan.ties for p in g}
+    groups = {p: g for g in plan.ties for p in g}
+    positive = {
+        Point(o.name) for n in ir.nodes(graph) for o in n.outputs if n.op_type in ("Relu", "Clip")
+    }
+    found = {}
+    for point in plan:
+        spec = plan.spec(point)
+        if spec.bits == 32:
+            continue
+        array = constants.get(point.value)
+        if array is not None and (spec.axis is not None or spec.symmetric):
+            rows = array if spec.axis is None else np.moveaxis(array, spec.axis, 0)
+            rows = rows.reshape(1 if spec.axis is None else len(rows), -1)
+            low, high = rows.min(1), rows.max(1)
+            ends = (low[0], high[0]) if spec.axis is None else (low, high)
+        else:
+            salt = sum(map(ord, tied.get(point, point).value)) % 97
+            from_relu = positive & set(groups.get(point, (point,)))
+            ends = (0.0 if from_relu else -1.0 - salt / 50, 2.0 + salt / 30)
+        found[point] = choose_encoding(spec, *ends)
+    for node in ir.nodes(graph):
+        for point in plan:
+            bias = node.inputs[2] if len(node.inputs) > 2 else None
+            if bias is None or plan.spec(point).bits != 32 or point.value != bias.name:
+                continue
+            if point.node in ("", node.name):
+                x, w = (found[p] for p in points_of(node, found))
+                numbers = np.broadcast_to(x.scale * w.scale, constants[point.value].shape)
+                found[point] = Encoding(plan.spec(point), numbers, np.zeros(len(numbers), np.int32))
+    return Plan(found, plan.ties)
+
+
+def points_of(node, found):
+    for index in (0, 1):
+        name = node.inputs[index].name
+        own = Point(name, node.name, index)
+        yield own if own in found else Point(name)
+
+
+# ------------------------------------------------------------ the table
+
+
+def test_every_operator_is_known_to_the_executor(target):
+    ops = {r.op for r in target.rules} | {op for chain in target.fused for op in chain}
+    ops |= {*target.on_codes, *target.shield, *(op for _, op in target.float_kernels)}
+    assert ops <= set(executor.operators())
+
+
+def test_every_claim_has_a_source_and_the_engine_an_adapter(target):
+    assert target.source and all(guard.source and guard.why for guard in target.guards)
+    runtime = plugins.load("modelmill.runtimes", target.runtime)
+    assert runtime.name == target.runtime
+    assert plugins.load("modelmill.targets", target.name) is target
+
+
+def test_no_rule_is_shadowed(target):
+    """An earlier rule without conditions would leave nothing for a later one of the same inputs."""
+    for index, rule in enumerate(target.rules):
+        for earlier in target.rules[:index]:
+            if earlier.op == rule.op and earlier.inputs == rule.inputs:
+                assert earlier.attributes or earlier.constants, rule.op
+
+
+def test_chains_and_movement_have_rules(target):
+    ops = {rule.op for rule in target.rules}
+    assert all(chain[0] in ops for chain in target.fused)
+    assert set(target.on_codes) <= {r.op for r in target.rules if r.output == "same"}
+    for rule in target.rules:
+        if rule.op in ("Conv", "Gemm", "MatMul") and "weight" in rule.inputs:
+            assert rule.anchor, f"{rule.op} would never start a quantized region"
+
+
+# ------------------------------------------------------------ plans
+
+
+@pytest.mark.parametrize("name", [*SMALL, *MODELS])
+def test_its_own_plans_are_accepted(target, prepared, name):
+    graph = prepared(name)
+    before = ir.to_bytes(graph)
+    for scheme in target.schemes:
+        for flags in ((), None):
+            found = planned(graph, target, scheme.precision, flags)
+            targets.check(graph, target, scheme.precision, found.plan)
+            convs = [v for v in found.verdicts if v.op in ("Conv", "Gemm")]
+            assert len(found.verdicts) == len(ir.nodes(graph))
+            assert convs and all(v.runs == "integer" for v in convs)
+            assert not {p.value for p in found.plan} & found.inner
+    assert ir.to_bytes(graph) == before
+
+
+@pytest.mark.parametrize("name", [*SMALL, *MODELS])
+def test_the_file_gives_the_plan_back(target, prepared, name):
+    graph = prepared(name)
+    plan = numbered(graph, planned(graph, target).plan)
+    artifact = ir.to_qdq(graph, plan, target.on_codes, target.shield)
+    made, read = ir.from_qdq(artifact)
+    if not any(point.node for point in plan):  # a shared constant comes back once per reader
+        assert dict(read) == dict(plan)
+    assert sorted(map(hash, read.values())) == sorted(map(hash, plan.values()))
+    again = ir.to_qdq(made, read, target.on_codes, target.shield)
+    assert ir.fingerprint(again) == ir.fingerprint(artifact)
+
+
+@pytest.mark.parametrize("name", [*SMALL, "resnet20_cifar10", "fastestdet_coco"])
+def test_what_is_planned_as_integer_runs_as_integer(target, prepared, name, tmp_path):
+    missing = plugins.load("modelmill.runtimes", target.runtime).missing()
+    if missing:
+        pytest.skip(f"{target.runtime} is not installed: {missing}")
+    graph = prepared(name)
+    found = planned(graph, target)
+    plan = numbered(graph, found.plan)
+    path = tmp_path / "artifact.onnx"
+    ir.save(ir.to_qdq(graph, plan, target.on_codes, target.shield), path)
+    with open_session(target.runtime, path) as session:
+        executed = tuple(session.executed())
+    verdicts = [vars(v) for v in found.verdicts]
+    assert fallbacks(target, verdicts, executed) == ()
+    anchors = [v for v in found.verdicts if v.runs == "integer" and v.op in ("Conv", "Gemm")]
+    assert sum(op.kind == "integer" for op in executed) >= len(anchors)
+
+
+def test_a_float_layer_is_noticed(target, prepared, tmp_path):
+    """The counter-check: nothing is quantized, all of it was planned."""
+    if plugins.load("modelmill.runtimes", target.runtime).missing():
+        pytest.skip(f"{target.runtime} is not installed")
+    graph = prepared("residual")
+    path = tmp_path / "float.onnx"
+    ir.save(graph, path)
+    with open_session(target.runtime, path) as session:
+        executed = tuple(session.executed())
+    verdicts = [vars(v) for v in planned(graph, target).verdicts]
+    assert len(fallbacks(target, verdicts, executed)) >= 3
+    in_float = [vars(replace(v, runs="float")) for v in planned(graph, target).verdicts]
+    assert fallbacks(target, in_float, executed) == ()
