@@ -18,7 +18,7 @@ import torch
 
 from modelmill import ir
 from modelmill.executor.integer import IntegerModule
-from modelmill.runtimes import RemoteSession
+from modelmill.runtimes import EngineError, RemoteSession
 
 OWN_IMAGES = 200  # the second count looks at no more than this
 
@@ -70,12 +70,17 @@ class Agreement:
     own_images: int = 0
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run both sides on a batch, count, and give back the simulation's outputs."""
+        """Run both sides on a batch, count, and give back the simulation's outputs.
+
+        Raises:
+            DeploymentError: the engine fails, or gives a tensor another shape than ONNX says.
+        """
         engine = self.session.run(dict(feeds))
         here = Count()
 
         def compare(name: str, simulated: torch.Tensor) -> None:
             if self.codes.get(name) in engine:
+                self._check_shape(name, engine[self.codes[name]].shape, tuple(simulated.shape))
                 count = Count()
                 count.add(simulated.numpy(), engine[self.codes[name]])
                 here.merge(count)
@@ -92,6 +97,14 @@ class Agreement:
             self.module(feeds, lambda name, codes: self._compare_own(name, codes, engine))
             self.own_images += size
         return outputs
+
+    def _check_shape(self, name: str, engine: tuple[int, ...], ours: tuple[int, ...]) -> None:
+        if engine != ours:
+            raise EngineError(
+                f"{self.session.runtime} gives {name!r} (node {self._tensor(name).node!r}) the "
+                f"shape {engine}; by the ONNX standard it is {ours}. This is a fault of the "
+                "engine: keep the node in float with --keep-float"
+            )
 
     def _compare_own(
         self, name: str, simulated: torch.Tensor, engine: Mapping[str, np.ndarray]

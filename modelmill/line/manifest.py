@@ -148,6 +148,15 @@ def options_from(manifest_path: Path, out: Path) -> BuildOptions:
             f"{manifest_path}: the model or the data was a Python value; run build() from Python "
             "again"
         )
+    try:
+        return _options(asked, recipe, out)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{manifest_path} is not a manifest as this modelmill writes it: {error!r}"
+        ) from error
+
+
+def _options(asked: Json, recipe: Json, out: Path) -> BuildOptions:
     steps = Recipe(
         Equalize(**recipe["equalize"]) if recipe["equalize"] else None,
         Calibrate(**recipe["calibrate"]),

@@ -129,7 +129,7 @@ class Store:
                 if file_hash(self.path(file)) != digest:
                     return None
             result: Json = held["result"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return result
 
