@@ -137,13 +137,14 @@ def options_from(manifest_path: Path, out: Path) -> BuildOptions:
         held = json.loads(manifest_path.read_bytes())
         asked, recipe = held["options"], held["recipe"]
         newer = held["version"] > VERSION
+        named = asked["model"] is not None and asked["data"] is not None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{manifest_path} is not a manifest of a build: {error}") from error
     if newer:
         raise ValueError(
             f"{manifest_path} was written by a newer modelmill; upgrade: pip install -U modelmill"
         )
-    if asked["model"] is None or asked["data"] is None:
+    if not named:
         raise ValueError(
             f"{manifest_path}: the model or the data was a Python value; run build() from Python "
             "again"

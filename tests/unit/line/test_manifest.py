@@ -43,7 +43,7 @@ def test_no_option_is_forgotten():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "3", "{}", '{"options": 1, "recipe": {}, "version": 1', '{"version": 1}']
+    "text", ["", "[]", "3", "{}", '{"options": 1, "recipe": {}, "version": 1}', '{"version": 1}']
 )
 def test_what_is_no_manifest(tmp_path, text):
     (tmp_path / "m.json").write_text(text)
