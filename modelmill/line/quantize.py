@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,14 +24,14 @@ from modelmill.line.show import SILENT, Show
 from modelmill.quant.bias_correction import LAYERS, BiasCorrection
 from modelmill.quant.calibrate import Calibrate, activation_names, encode
 from modelmill.quant.equalize import Equalize
-from modelmill.quant.observe import Batches, Statistics, observe
+from modelmill.quant.observe import Batches, Statistics, observe, take
 from modelmill.quant.protect import Protect, Protected
 from modelmill.records.machine import this_machine
 from modelmill.targets import Planned, Target
 
 QDQ_OPSET = 13  # per-axis DequantizeLinear
 SQNR_CEILING = 200.0  # dB reported where nothing was lost at all
-QUALITY_IMAGES = 16
+QUALITY_IMAGES = 8
 
 
 EQUALIZE, CALIBRATE, BIAS_CORRECTION = Equalize(), Calibrate(), BiasCorrection()
@@ -74,18 +75,24 @@ class Quantized:
     """A graph and its plan, ready for one target.
 
     graph: float graph with the weights of the recipe. plan: an encoding at every point. planned:
-    verdicts and notes.
-    quality: per quantized value, in graph order. protected: layers kept in float to save the rest.
-    seconds: what calibration and quantization took.
+    verdicts and notes. protected: layers kept in float to save the rest. reference: the float
+    graph before biases were corrected; sample: a few images. seconds: what calibration and
+    quantization took.
     """
 
     graph: ir.Graph
     plan: Plan
     target: Target
     planned: Planned
-    quality: tuple[LayerQuality, ...]
     protected: tuple[Protected, ...]
-    seconds: float
+    reference: ir.Graph
+    sample: Mapping[str, np.ndarray]
+    seconds: float = 0.0
+
+    @cached_property
+    def quality(self) -> tuple[LayerQuality, ...]:
+        """How well each quantized value follows the float model on the sample, in graph order."""
+        return layer_quality(self.reference, self.graph, self.plan, self.target, self.sample)
 
     def to_qdq(self) -> ir.Graph:
         """The artifact: QDQ nodes as the target wants them."""
@@ -235,20 +242,29 @@ def _quantize_one(
     statistics: Mapping[str, Statistics],
 ) -> Quantized:
     plan = encode(graph, planned.plan, statistics, recipe.calibrate)
-    feeds = next(iter(batches))
+    feeds = next(take(graph, batches, QUALITY_IMAGES))
     protected: tuple[Protected, ...] = ()
-    if recipe.protect is not None:
+    corrected, corrected_plan, sqnr_db = _correct(graph, plan, batches, recipe)
+    if recipe.protect is not None and sqnr_db < recipe.protect.threshold_db:
         layers = [v.node for v in planned.verdicts if v.runs == "integer" and v.op in LAYERS]
-        protected = recipe.protect.choose(graph, plan, layers, feeds)
-        if protected:
-            planned = where.plan(graph, target, frozenset(p.node for p in protected))
-            plan = encode(graph, planned.plan, statistics, recipe.calibrate)
-    corrected = graph
-    if recipe.bias_correction is not None:
-        corrected, plan = recipe.bias_correction(graph, plan, batches)
-    targets.check(corrected, target, where.precision, plan)
-    quality = layer_quality(graph, corrected, plan, target, feeds)
-    return Quantized(corrected, plan, target, planned, quality, protected, seconds=0.0)
+        protected = recipe.protect.choose(graph, plan, layers, next(iter(batches)))
+        planned = where.plan(graph, target, frozenset(p.node for p in protected))
+        plan = encode(graph, planned.plan, statistics, recipe.calibrate)
+        corrected, corrected_plan, _ = _correct(graph, plan, batches, recipe)
+    targets.check(corrected, target, where.precision, corrected_plan)
+    return Quantized(
+        corrected, corrected_plan, target, planned, protected, reference=graph, sample=feeds
+    )
+
+
+def _correct(
+    graph: ir.Graph, plan: Plan, batches: Batches, recipe: Recipe
+) -> tuple[ir.Graph, Plan, float]:
+    """Corrected graph and plan, and the SQNR (dB) of the outputs, -inf where it is unknown."""
+    if recipe.bias_correction is None:
+        return graph, plan, -math.inf
+    corrected = recipe.bias_correction.correct(graph, plan, batches)
+    return corrected.graph, corrected.plan, corrected.sqnr_db
 
 
 def layer_quality(
@@ -263,9 +279,7 @@ def layer_quality(
     """
     encodings = plan.encodings()
     producers = {o.name: n for n in ir.nodes(graph) for o in n.outputs}
-    if ir.is_batch_dynamic(graph):
-        feeds = {name: x[:QUALITY_IMAGES] for name, x in feeds.items()}
-    decibels: dict[str, float] = {}
+    measured: dict[str, float] = {}
     real: dict[str, torch.Tensor] = {}
 
     def keep(name: str, codes: torch.Tensor) -> None:
@@ -279,12 +293,12 @@ def layer_quality(
         signal = float(torch.linalg.vector_norm(x))
         exact = SQNR_CEILING if error == 0 else -SQNR_CEILING
         here = 20 * math.log10(signal / error) if error and signal else exact
-        decibels[name] = max(min(here, SQNR_CEILING), -SQNR_CEILING)
+        measured[name] = max(min(here, SQNR_CEILING), -SQNR_CEILING)
 
     with torch.inference_mode():
         executor.Module(reference).visit(feeds, list(real), compare)
     found = []
-    for name, db in decibels.items():
+    for name, db in measured.items():
         node = producers.get(name)
         op = node.op_type if node is not None else "input"
         found.append(

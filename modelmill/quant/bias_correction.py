@@ -22,7 +22,7 @@ import torch
 from modelmill import executor, ir
 from modelmill.ir import Plan
 from modelmill.quant.calibrate import encode_biases
-from modelmill.quant.observe import Batches
+from modelmill.quant.observe import Batches, decibels, take
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm")
 
@@ -31,54 +31,77 @@ LAYERS = ("Conv", "ConvTranspose", "Gemm")
 class BiasCorrection:
     """The bias correction step. images: at most so many of the calibration images are used."""
 
-    images: int = 128
+    images: int = 32
 
     def __call__(self, graph: ir.Graph, plan: Plan, batches: Batches) -> tuple[ir.Graph, Plan]:
         """A graph with corrected biases, and the plan with their encodings; layers without a bias
         are left alone.
         """
+        corrected = self.correct(graph, plan, batches)
+        return corrected.graph, corrected.plan
+
+    def correct(self, graph: ir.Graph, plan: Plan, batches: Batches) -> Corrected:
+        """The same, with what the pass over the images told about the outputs."""
         layers = [n for n in ir.nodes(graph) if _correctable(n, plan)]
         outputs = {n.outputs[0].name or "": n for n in layers}
-        shifts = self._measure(graph, plan, batches, list(outputs))
+        shifts, sqnr_db = self._measure(graph, plan, batches, list(outputs))
         made = ir.clone(graph)
         by_name = {n.name: n for n in ir.nodes(made)}
-        for output, node in outputs.items():
-            array = ir.constant(by_name[node.name].inputs[2])
+        for output, layer in outputs.items():
+            node = by_name[layer.name]
+            array = ir.constant(node.inputs[2])
             assert array is not None
-            ir.set_constant(
-                made, by_name[node.name], 2, (array + shifts[output]).astype(np.float32)
-            )
-        return made, encode_biases(made, plan)
+            ir.set_constant(made, node, 2, (array + shifts[output]).astype(np.float32))
+        return Corrected(made, encode_biases(made, plan), sqnr_db)
 
     def _measure(
-        self, graph: ir.Graph, plan: Plan, batches: Batches, outputs: list[str]
-    ) -> dict[str, np.ndarray]:
-        """Mean of y_float - y_quantized per channel for each output, float64, shape (channels,)."""
+        self, graph: ir.Graph, plan: Plan, batches: Batches, layers: list[str]
+    ) -> tuple[dict[str, np.ndarray], float]:
+        """Mean of y_float - y_quantized per channel for each layer's output, float64, shape
+        (channels,), and the SQNR of the corrected model's outputs in dB.
+        """
         float_module, module = executor.Module(graph), executor.Module(graph, plan)
-        sums = {name: torch.zeros(1, dtype=torch.float64) for name in outputs}
+        sums = {name: torch.zeros(1, dtype=torch.float64) for name in layers}
+        ends = [v.name or "" for v in graph.graph.outputs]
+        visited = [*layers, *(name for name in ends if name not in sums)]
+        means: dict[str, torch.Tensor] = {}
+        reference: dict[str, torch.Tensor] = {}
+        energy = {"signal": 0.0, "noise": 0.0}
         seen = 0
+
+        def remember(name: str, y: torch.Tensor) -> None:
+            if name in sums:
+                means[name] = _channel_mean(y)
+            if name in ends and y.is_floating_point():
+                reference[name] = y.clone()
+
+        def correct(name: str, y: torch.Tensor) -> torch.Tensor:
+            if name in sums:
+                shift = means[name] - _channel_mean(y)
+                sums[name] = sums[name] + shift.double() * len(y)
+                y = y + shift.reshape(1, -1, *[1] * (y.dim() - 2))
+            if name in reference:
+                x = reference[name]
+                energy["signal"] += float(x.double().square().sum())
+                energy["noise"] += float((x - y).double().square().sum())
+            return y
+
         with torch.inference_mode():
-            for feeds in batches:
-                means: dict[str, torch.Tensor] = {}
-
-                def remember(
-                    name: str, y: torch.Tensor, means: dict[str, torch.Tensor] = means
-                ) -> None:
-                    means[name] = _channel_mean(y)
-
-                def correct(
-                    name: str, y: torch.Tensor, means: dict[str, torch.Tensor] = means
-                ) -> torch.Tensor:
-                    shift = means[name] - _channel_mean(y)
-                    sums[name] = sums[name] + shift.double() * len(y)
-                    return y + shift.reshape(1, -1, *[1] * (y.dim() - 2))
-
-                float_module.visit(feeds, outputs, remember)
-                module.visit(feeds, outputs, correct)
+            for feeds in take(graph, batches, self.images):
+                float_module.visit(feeds, visited, remember)
+                module.visit(feeds, visited, correct)
                 seen += len(next(iter(feeds.values())))
-                if seen >= self.images:
-                    break
-        return {name: (total / max(seen, 1)).numpy() for name, total in sums.items()}
+        shifts = {name: (total / max(seen, 1)).numpy() for name, total in sums.items()}
+        return shifts, decibels(energy["signal"], energy["noise"])
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A corrected graph and plan, and the SQNR in dB of the outputs on the images used."""
+
+    graph: ir.Graph
+    plan: Plan
+    sqnr_db: float
 
 
 def _correctable(node: ir.Node, plan: Plan) -> bool:

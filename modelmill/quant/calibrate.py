@@ -18,7 +18,7 @@ from modelmill.numerics import Encoding, QuantSpec, choose_encoding
 from modelmill.quant.observe import Batches, Statistics, merge, observe
 from modelmill.quant.ranges import choose_range
 
-WEIGHT_SHRINK = np.linspace(0.8, 1.0, 21)  # below 0.8 no 8-bit or 7-bit weight tensor gains
+WEIGHT_SHRINK = np.linspace(1.0, 0.8, 11)  # below 0.8 no 8-bit or 7-bit weight tensor gains
 BIAS_BITS = 32
 
 
@@ -40,9 +40,20 @@ class Calibrate:
 
 
 def activation_names(graph: ir.Graph, plan: Plan) -> list[str]:
-    """The values of the plan that only calibration data can tell the range of."""
+    """The values of the plan that only calibration data can tell the range of.
+
+    Of a tie only the value that the others come from: they hold no element that it does not hold,
+    but zeros.
+    """
+    made_from = {
+        node.outputs[0].name: node.inputs[0].name
+        for node in ir.nodes(graph)
+        if node.inputs and node.inputs[0] is not None
+    }
+    tied = {p.value for group in plan.ties for p in group}
+    moved = {name for name in tied if made_from.get(name) in tied}
     constants = graph.graph.initializers
-    return sorted({point.value for point in plan if point.value not in constants})
+    return sorted({p.value for p in plan if p.value not in constants and p.value not in moved})
 
 
 def encode(
@@ -62,7 +73,8 @@ def encode(
             numbers[point] = weight_encoding(constants[point.value], spec, options.weights)
         elif point not in numbers:
             group = [p for p in tied.get(point, (point,)) if p in plan]
-            seen = [_statistics(p.value, statistics, constants) for p in group]
+            known = [p.value for p in group if p.value in statistics or p.value in constants]
+            seen = [_statistics(name, statistics, constants) for name in known]
             negative_weight = max(leaky.get(p.value, 1.0) for p in group)
             limits = choose_range(options.activations, merge(seen), spec, negative_weight)
             encoding = choose_encoding(spec, *limits)
@@ -123,20 +135,27 @@ def weight_encoding(weight: np.ndarray, spec: QuantSpec, method: str) -> Encodin
     )
     low, high = rows.min(axis=1), rows.max(axis=1)
     if method == "mse":
-        row_spec = replace(spec, axis=0)
-        errors = np.stack(
-            [
-                ((choose_encoding(row_spec, low * a, high * a).fake(rows) - rows) ** 2).sum(axis=1)
-                for a in WEIGHT_SHRINK
-            ]
-        )
-        share = WEIGHT_SHRINK[
-            len(WEIGHT_SHRINK) - 1 - np.argmin(errors[::-1], axis=0)
-        ]  # ties: the full range
+        share = _best_share(rows, low, high, spec)
         low, high = low * share, high * share
     if spec.axis is None:
         return choose_encoding(spec, low[0], high[0])
     return choose_encoding(spec, low, high)
+
+
+def _best_share(rows: np.ndarray, low: np.ndarray, high: np.ndarray, spec: QuantSpec) -> np.ndarray:
+    """Per row the share of its range with the smallest squared error, the largest at a tie."""
+    best, share = np.full(len(rows), np.inf), np.ones(len(rows))
+    for a in WEIGHT_SHRINK:
+        encoding = choose_encoding(replace(spec, axis=0), low * a, high * a)
+        scale, zero_point = encoding.scale[:, None], encoding.zero_point[:, None]
+        codes = np.rint(rows / scale)
+        np.clip(codes, spec.qmin - zero_point, spec.qmax - zero_point, out=codes)
+        codes *= scale
+        codes -= rows
+        errors = np.einsum("ij,ij->i", codes, codes)
+        better = errors < best
+        best[better], share[better] = errors[better], a
+    return share
 
 
 def encode_biases(graph: ir.Graph, plan: Plan, points: list[Point] | None = None) -> Plan:

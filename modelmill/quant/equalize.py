@@ -29,7 +29,7 @@ import torch
 
 from modelmill import executor, ir
 from modelmill.ir import Plan
-from modelmill.quant.observe import Batches
+from modelmill.quant.observe import Batches, take
 
 HOMOGENEOUS = ("Relu", "LeakyRelu")
 # A channel that is (nearly) dead on either side has no meaningful ratio; scaling it would only
@@ -49,7 +49,7 @@ class Equalize:
 
     by: str = "activations"
     alpha: float = 0.3
-    images: int = 64
+    images: int = 32
     sweeps: int = 20
     converged: float = 1e-3
 
@@ -112,17 +112,15 @@ def _channel_reach(
     found: dict[str, torch.Tensor] = {}
 
     def look(name: str, y: torch.Tensor) -> None:
-        here = y.abs().amax(dim=[d for d in range(y.dim()) if d != 1])
+        # Ten times as fast as one reduction over all dims but the channels of a channels-last map.
+        here = y.abs().contiguous().flatten(2).amax(-1) if y.dim() > 2 else y.abs()
+        here = here.amax(0)
         found[name] = torch.maximum(found[name], here) if name in found else here
 
     module = executor.Module(graph)
-    seen = 0
     with torch.inference_mode():
-        for feeds in batches:
+        for feeds in take(graph, batches, images):
             module.visit(feeds, names, look)
-            seen += len(next(iter(feeds.values())))
-            if seen >= images:
-                break
     return {name: reach.double().numpy() for name, reach in found.items()}
 
 

@@ -17,8 +17,8 @@ import torch
 
 from modelmill import executor, ir
 from modelmill.ir import Plan, Point
+from modelmill.quant.observe import decibels, take
 
-SILENT_DB = 200.0
 HARMLESS_DB = 10.0  # so far above the threshold a layer adds a tenth of the allowed noise
 
 
@@ -53,7 +53,7 @@ class Protect:
             layers: names of the nodes to choose from, those with weights.
             feeds: one batch; its first `images` are used unless the graph has a fixed batch.
         """
-        few = {n: x[: self.images] if ir.is_batch_dynamic(graph) else x for n, x in feeds.items()}
+        few = next(take(graph, [feeds], self.images))
         with torch.inference_mode():
             reference = executor.Module(graph)(few)
         if output_sqnr(graph, plan, few, reference) >= self.threshold_db:
@@ -113,11 +113,7 @@ def output_sqnr(
         if y.is_floating_point():
             signal += float(y.double().square().sum())
             noise += float((y - outputs[name]).double().square().sum())
-    return (
-        min(float(10 * np.log10(signal / noise)), SILENT_DB)
-        if noise > 0 and signal > 0
-        else SILENT_DB
-    )
+    return decibels(signal, noise)
 
 
 def _points(node: ir.Node, plan: Plan, layers: Sequence[str]) -> set[Point]:

@@ -29,7 +29,7 @@ PLUGIN = Target(
         OpRule("MatMul", ("activation", "weight"), float_output=True, anchor=True),
         OpRule("MatMul", ("activation", "activation"), float_output=True),
         OpRule("Add", ("activation", "activation"), float_output=True),
-        # Openvino 2026.4 counts padding as code 0 where the zero point is meant: no counted padding.
+        # OpenVINO 2026.4 counts padding as code 0 where the zero point is meant: leave it float.
         OpRule(
             "AveragePool",
             ("activation",),
