@@ -13,6 +13,7 @@ to even, every operation in float32 unless said otherwise):
                          x2 codes
     Mul "multiply"       y = round(x1_a x2_a * (s1 s2 / sy) + z_y)
     AveragePool          sum of dequantized elements in window order, / count, round(r / s_y + z_y)
+    GlobalAveragePool    sum of x_a, exact, y = clamp(round(sum * (s_x / (s_y * count))))
     anything else        dequantized, computed in float32, quantized again
 
 An accumulator is exact in float32 as long as every partial sum stays below 2^24, which is checked
@@ -266,6 +267,8 @@ class IntegerModule:
             return self._multiply
         if node.op_type == "AveragePool" and self.arithmetic.average_pool == "sequential":
             return self._average_pool
+        if node.op_type == "GlobalAveragePool" and self.arithmetic.average_pool == "sequential":
+            return self._global_average_pool
         return None
 
     def _output(self, node: ir.Node) -> Encoding | None:
@@ -337,6 +340,15 @@ class IntegerModule:
             float(output.zero_point),
         )
         return Codes(_clamp(torch.round(a.centred * b.centred * ratio + z) - z, output), output)
+
+    def _global_average_pool(self, node: ir.Node, found: dict[str, Tensor | Codes]) -> Codes:
+        x, output = self._input(node, 0, found), self._output(node)
+        assert isinstance(x, Codes) and output is not None
+        axes = tuple(range(2, x.centred.dim()))
+        size = np.float32(x.centred[0, 0].numel())
+        ratio = float(x.encoding.scale / (output.scale * size))
+        total = x.centred.double().sum(axes, keepdim=True).float()
+        return Codes(_clamp(torch.round(total * ratio), output), output)
 
     def _average_pool(self, node: ir.Node, found: dict[str, Tensor | Codes]) -> Tensor | Codes:
         x = self._input(node, 0, found)
