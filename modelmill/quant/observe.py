@@ -20,6 +20,7 @@ from modelmill import executor, ir
 CEILING_DB = 200.0
 BINS = 2048  # as PPQ, MQBench and torchao use for MSE; a multiple of 128, which the KL search needs
 SAMPLES, SAMPLES_PER_IMAGE = 4096, 128
+WAITING = 1 << 16  # samples kept per tensor before they are counted
 Batches = Iterable[Mapping[str, np.ndarray]]
 
 
@@ -54,6 +55,8 @@ class Observer:
         self.first, self.last = 0.0, 0.0
         self.counts = np.zeros(bins)
         self.zeros = 0.0
+        self.waiting: list[torch.Tensor] = []
+        self.waiting_size = 0
 
     def update(self, x: torch.Tensor) -> None:
         """Take in a tensor of any shape.
@@ -65,13 +68,23 @@ class Observer:
             return
         flat = _flat(x.detach())  # reductions are nine times as fast on one dimension
         low, high = (float(v) for v in torch.aminmax(flat))
-        if not np.isfinite([low, high]).all():
+        if not math.isfinite(low) or not math.isfinite(high):
             raise ValueError("NaN or infinity")
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self._cover(low, high)
         limit = max(SAMPLES, SAMPLES_PER_IMAGE * len(x)) if x.dim() else 1
         stride = -(-flat.numel() // limit) | 1  # odd, so that it does not walk along one channel
-        sample = flat[::stride].float()
+        self.waiting.append(flat[::stride].float().clone())  # the executor reuses its buffers
+        self.waiting_size += len(self.waiting[-1])
+        if self.waiting_size >= WAITING:
+            self._count()
+
+    def _count(self) -> None:
+        """Put the waiting samples into the histogram, all at once as calls cost more than bins."""
+        if not self.waiting:
+            return
+        sample = torch.cat(self.waiting)
+        self.waiting, self.waiting_size = [], 0
+        self._cover(self.low, self.high)
         if self.last == self.first:
             self.zeros += float(sample.numel())  # nothing but zeros so far
             return
@@ -102,6 +115,7 @@ class Observer:
 
     def statistics(self) -> Statistics:
         """What was seen so far; an observer that saw nothing has the range 0..0."""
+        self._count()
         low, high = (self.low, self.high) if self.low <= self.high else (0.0, 0.0)
         return Statistics(low, high, (self.first, self.last), self.counts.copy(), self.zeros)
 
@@ -162,7 +176,7 @@ def observe(
 ) -> dict[str, Statistics]:
     """Run `batches` through the float graph and gather the statistics of the named values.
 
-    Peak memory: the model, one batch of activations that are alive at once, and 16 KiB per name.
+    Peak memory: the model, one batch of activations that are alive at once, and 300 KiB per name.
 
     Raises:
         ValueError: no batch, or a value becomes NaN or infinite (named).
