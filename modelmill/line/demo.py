@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,7 +132,7 @@ def train(folder: Path, epochs: int, seed: int, show: Show = SILENT) -> nn.Modul
     x = torch.from_numpy(np.stack([prepare(sample.image) for sample in samples]))
     y = torch.tensor([sample.truth for sample in samples])
     rounds = len(x) // BATCH
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _one_thread():
         torch.manual_seed(seed)
         model = network()
         optimizer = torch.optim.SGD(
@@ -147,6 +149,17 @@ def train(folder: Path, epochs: int, seed: int, show: Show = SILENT) -> nn.Modul
                     schedule.step()
                 advance(epoch + 1)
     return model.eval()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums of gradients do not depend on how many threads share them if there is one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _digits() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

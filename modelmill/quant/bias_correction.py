@@ -78,8 +78,8 @@ class BiasCorrection:
         def correct(name: str, y: torch.Tensor) -> torch.Tensor:
             if name in sums:
                 shift = means[name] - _channel_mean(y)
-                sums[name] = sums[name] + shift.double() * len(y)
-                y = y + shift.reshape(1, -1, *[1] * (y.dim() - 2))
+                sums[name] = sums[name] + shift * len(y)
+                y = y + shift.to(y.dtype).reshape(1, -1, *[1] * (y.dim() - 2))
             if name in reference:
                 x = reference[name]
                 energy["signal"] += float(x.double().square().sum())
@@ -118,7 +118,8 @@ def _correctable(node: ir.Node, plan: Plan) -> bool:
 
 
 def _channel_mean(y: torch.Tensor) -> torch.Tensor:
-    return y.mean(dim=[d for d in range(y.dim()) if d != 1])
+    """In float64, so that the order in which threads add does not reach the bias."""
+    return y.mean(dim=[d for d in range(y.dim()) if d != 1], dtype=torch.float64)
 
 
 PLUGIN = BiasCorrection
