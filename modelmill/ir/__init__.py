@@ -37,7 +37,7 @@ from modelmill.ir.graph import (
     values,
     with_batch,
 )
-from modelmill.ir.load import at_opset, from_bytes, load, save
+from modelmill.ir.load import at_opset, from_bytes, load, save, write_whole
 from modelmill.ir.plan import Plan, Point
 from modelmill.ir.qdq import code_values, from_qdq, to_qdq
 from modelmill.ir.statistics import NodeCost, Statistics, statistics
@@ -92,4 +92,5 @@ __all__ = [
     "value",
     "values",
     "with_batch",
+    "write_whole",
 ]

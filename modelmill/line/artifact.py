@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from modelmill import ir, plugins, tasks
-from modelmill.line.inspect import Model, label
+from modelmill.line.inspect import Model
 from modelmill.line.quantize import load_target
-from modelmill.line.source import Source, read_card, read_graph
+from modelmill.line.source import Source, read_card, read_graph, with_card
 from modelmill.runtimes import EngineMissing
 from modelmill.tasks import Card, Dataset
 
@@ -42,19 +42,7 @@ def load_artifact(model: Model, card: str | Path | Card | None = None) -> Source
         ValueError: no such model or card, or a card that contradicts the graph.
     """
     found = find_card(model, card)
-    graph = read_graph(model, found)
-    inputs = ir.inputs(graph)
-    if len(inputs) != 1:
-        raise ir.ModelError(
-            f"the model has {len(inputs)} inputs ({', '.join(inputs)}), a card describes one "
-            "picture input"
-        )
-    name, info = next(iter(inputs.items()))
-    tasks.check_card(found, info.shape, {n: o.shape for n, o in ir.outputs(graph).items()})
-    batch = info.shape[0] if isinstance(info.shape[0], int) else None
-    return Source(
-        label(model), graph, found, plugins.load("modelmill.tasks", found.task), name, batch
-    )
+    return with_card(model, read_graph(model, found), found)
 
 
 def engine_of(target: str | None, runtime: str | None) -> str:

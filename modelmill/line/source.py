@@ -58,9 +58,17 @@ def load_source(model: str | Path | ir.Graph, card: str | Path | Card | None) ->
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise ir.ModelError(
             f"the executor has no operator {listed}{more}; rewrite it at export, or add it: one "
-            "function in "
-            "modelmill/executor, see CONTRIBUTING.md"
+            "function in modelmill/executor, see CONTRIBUTING.md"
         )
+    return with_card(model, graph, loaded)
+
+
+def with_card(model: str | Path | ir.Graph, graph: ir.Graph, card: Card) -> Source:
+    """The source of a graph and its card, checked against each other.
+
+    Raises:
+        ValueError: the card contradicts the graph.
+    """
     inputs = ir.inputs(graph)
     if len(inputs) != 1:
         raise ir.ModelError(
@@ -68,16 +76,10 @@ def load_source(model: str | Path | ir.Graph, card: str | Path | Card | None) ->
             "picture input"
         )
     name, info = next(iter(inputs.items()))
-    tasks.check_card(loaded, info.shape, {n: o.shape for n, o in ir.outputs(graph).items()})
+    tasks.check_card(card, info.shape, {n: o.shape for n, o in ir.outputs(graph).items()})
     batch = info.shape[0] if isinstance(info.shape[0], int) else None
-    return Source(
-        label(model),
-        graph,
-        loaded,
-        plugins.load("modelmill.tasks", loaded.task),
-        name,
-        batch,
-    )
+    task = plugins.load("modelmill.tasks", card.task)
+    return Source(label(model), graph, card, task, name, batch)
 
 
 def read_card(model: str | Path | ir.Graph, card: str | Path | Card | None) -> Card:
@@ -94,8 +96,7 @@ def read_card(model: str | Path | ir.Graph, card: str | Path | Card | None) -> C
     if not path.is_file():
         raise CardError(
             f"no card: {path} does not exist. A card tells how the model is fed and read (size, "
-            "colour, resize, mean, "
-            "std, decoder); write one, see docs/card.md, or give --card"
+            "colour, resize, mean, std, decoder); write one, see docs/card.md, or give --card"
         )
     return tasks.load_card(path)
 

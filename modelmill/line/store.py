@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from modelmill import ir
 
 Json = dict[str, Any]
 
@@ -72,26 +72,12 @@ class Store:
             OutputError: not writable, or the disk is full.
         """
         path = self.path(name)
-        temporary = ""
         try:
-            handle, temporary = tempfile.mkstemp(
-                prefix=f".{path.name}.", suffix=".part", dir=path.parent
-            )
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private
-            os.replace(temporary, path)
+            ir.write_whole(path, data)
         except OSError as error:
-            if temporary:
-                Path(temporary).unlink(missing_ok=True)
             raise OutputError(
                 f"cannot write {path} ({len(data):,} bytes): {error.strerror}. Finished steps are "
-                "kept; make room, "
-                "then run the same command with --resume"
+                "kept; make room, then run the same command with --resume"
             ) from error
         return path
 

@@ -45,13 +45,15 @@ def activation_names(graph: ir.Graph, plan: Plan) -> list[str]:
     Of a tie only the value that the others come from: they hold no element that it does not hold,
     but zeros.
     """
-    made_from = {
-        node.outputs[0].name: node.inputs[0].name
+    group_of = {p.value: number for number, group in enumerate(plan.ties) for p in group}
+    moved = {
+        output.name
         for node in ir.nodes(graph)
-        if node.inputs and node.inputs[0] is not None
+        for value, output in zip(node.inputs[:1], node.outputs[:1], strict=True)
+        if value is not None
+        and output.name in group_of
+        and group_of.get(value.name or "") == group_of[output.name]
     }
-    tied = {p.value for group in plan.ties for p in group}
-    moved = {name for name in tied if made_from.get(name) in tied}
     constants = graph.graph.initializers
     return sorted({p.value for p in plan if p.value not in constants and p.value not in moved})
 

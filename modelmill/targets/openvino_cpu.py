@@ -43,7 +43,7 @@ PLUGIN = Target(
             attributes=(("pads", ((0, 0, 0, 0),)), ("auto_pad", ("NOTSET", "VALID"))),
         ),
         OpRule("GlobalAveragePool", ("activation",), float_output=True),
-        OpRule("Concat", ("activation",), output="same", variadic=True),
+        OpRule("Concat", ("activation",), float_output=True, variadic=True),
         OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
         OpRule(
             "Pad",

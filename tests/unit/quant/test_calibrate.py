@@ -6,7 +6,13 @@ import pytest
 from modelmill import executor, ir
 from modelmill.ir import Plan, Point
 from modelmill.numerics import Encoding, QuantSpec
-from modelmill.quant.calibrate import Calibrate, encode_biases, leaky_weights, weight_encoding
+from modelmill.quant.calibrate import (
+    Calibrate,
+    activation_names,
+    encode_biases,
+    leaky_weights,
+    weight_encoding,
+)
 from modelmill.quant.ranges import METHODS
 
 U8 = QuantSpec(8, signed=False, symmetric=False)
@@ -62,6 +68,21 @@ def test_ties_share_one_encoding_that_covers_all(net, batches):
     high = max(apart[Point(n)].high for n in ("c1", "s"))
     assert float(plan[Point("s")].scale) == pytest.approx((high - low) / 255, rel=0.01)
     assert plan[Point("y")] == apart[Point("y")]
+
+
+def test_of_a_tie_only_its_source_is_observed(graph_from_text):
+    """Two ties meet in an Add: what moves is left out, what is computed is not."""
+    graph = graph_from_text(
+        "g (float[1,2,4,4] x, float[1,2,4,4] z) => (float[1,2,4,4] y) {"
+        " a = Transpose<perm=[0,1,3,2]>(x)  b = Transpose<perm=[0,1,3,2]>(z)"
+        " c = Add(a, b)  y = Transpose<perm=[0,1,3,2]>(c) }"
+    )
+    ties = [[Point("x"), Point("a")], [Point("z"), Point("b")], [Point("c"), Point("y")]]
+    plan = Plan(dict.fromkeys((p for tie in ties for p in tie), U8), ties)
+    assert activation_names(graph, plan) == ["c", "x", "z"]
+    x = {n: np.full((1, 2, 4, 4), v, np.float32) for n, v in (("x", 1), ("z", -3))}
+    _, plan = Calibrate("minmax")(graph, plan, [x])
+    assert plan[Point("y")] == plan[Point("c")] and plan[Point("b")] == plan[Point("z")]
 
 
 @pytest.mark.parametrize("bits", [4, 7, 8])
