@@ -1,6 +1,6 @@
 """Peak memory of calibrating resnet20 with more and more images: it must not grow with them.
 
-    python benchmarks/memory.py [--images 128 512 2048] [--write]
+    python benchmarks/memory.py [--images 512 2048 8192] [--write]
 
 Each number of images is a process of its own, which streams JPEG files from the archive and reads
 its peak resident memory (VmHWM, Linux) at the end. Exit code 1: the largest number of images needs
@@ -21,7 +21,7 @@ GROWTH = 0.05
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, nargs="+", default=[128, 512, 2048])
+    parser.add_argument("--images", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--write", action="store_true", help="keep the table in docs/benchmarks")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()

@@ -61,6 +61,17 @@ class Commands(click.Group):
             leave(*_failure(error))
 
 
+# Packages outside the light core, and the extra that brings them.
+EXTRAS = {
+    "torch": "torch",
+    "safetensors": "torch",
+    "onnxscript": "torch",
+    "cv2": "detection",
+    "pycocotools": "detection",
+    "sklearn": "demo",
+}
+
+
 @functools.cache
 def _names() -> tuple[str, ...]:
     return tuple(plugins.names("modelmill.cli"))
@@ -71,6 +82,9 @@ def _failure(error: Exception) -> tuple[str, int]:
     protocol = sys.modules.get("modelmill.runtimes.protocol")  # absent: no engine was in play
     if isinstance(error, OSError) and error.filename is not None:
         return f"Error: {error.filename}: {error.strerror}", 2
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        extra = EXTRAS[error.name]
+        return f"Error: {error.name} is missing; run: pip install 'modelmill[{extra}]'", 2
     if isinstance(error, ValueError | OSError):
         return f"Error: {error}", 2
     if protocol is not None and isinstance(error, protocol.DeploymentError):

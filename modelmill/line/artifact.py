@@ -13,9 +13,9 @@ from pathlib import Path
 
 from modelmill import ir, plugins, tasks
 from modelmill.line.inspect import Model
-from modelmill.line.quantize import load_target
 from modelmill.line.source import Source, read_card, read_graph, with_card
 from modelmill.runtimes import EngineMissing
+from modelmill.targets import load_target
 from modelmill.tasks import Card, Dataset
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from modelmill import executor, ir
 from modelmill.line.inspect import Model, label, open_graph
-from modelmill.line.quantize import Where, load_target, prepare_graph
-from modelmill.targets import Verdict
+from modelmill.line.quantize import Where, prepare_graph
+from modelmill.targets import Verdict, load_target
 from modelmill.tasks import Card
 
 # Most of a network's work: one of them left in float defeats the purpose.

@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from modelmill import executor, ir, passes, plugins, targets
+from modelmill import executor, ir, passes, targets
 from modelmill.executor.integer import IntegerModule
 from modelmill.ir import Plan
 from modelmill.line.show import SILENT, Show
@@ -27,7 +27,7 @@ from modelmill.quant.equalize import Equalize
 from modelmill.quant.observe import Batches, Statistics, observe, take
 from modelmill.quant.protect import Protect, Protected
 from modelmill.records.machine import this_machine
-from modelmill.targets import Planned, Target
+from modelmill.targets import Planned, Target, load_target
 
 QDQ_OPSET = 13  # per-axis DequantizeLinear
 SQNR_CEILING = 200.0  # dB reported where nothing was lost at all
@@ -101,18 +101,6 @@ class Quantized:
     def simulate(self) -> IntegerModule:
         """The executor in the target's integer arithmetic."""
         return IntegerModule(self.graph, self.plan, self.target.arithmetic)
-
-
-def load_target(name: str) -> Target:
-    """The target of that name or file.
-
-    Raises:
-        ValueError: no such target, or the file's PLUGIN is something else.
-    """
-    found = plugins.load("modelmill.targets", name)
-    if not isinstance(found, Target):
-        raise ValueError(f"the PLUGIN of {name} is a {type(found).__name__}, not a Target")
-    return found
 
 
 def quantize(

@@ -9,10 +9,11 @@ from typing import Any
 from modelmill import ir
 from modelmill.line.check import Checked
 from modelmill.line.options import BuildOptions
-from modelmill.line.quantize import Where, load_target, prepare_graph
+from modelmill.line.quantize import Where, prepare_graph
 from modelmill.line.run import check_engines
 from modelmill.line.source import load_images, load_source
 from modelmill.line.store import OutputError, check_folder
+from modelmill.targets import load_target
 
 
 @dataclass(frozen=True)

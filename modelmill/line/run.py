@@ -21,7 +21,6 @@ from modelmill.line.quantize import (
     Recipe,
     Where,
     default_recipe,
-    load_target,
     prepare_graph,
     quantize_all,
 )
@@ -32,7 +31,7 @@ from modelmill.line.store import Json, Store, file_hash
 from modelmill.records.machine import this_machine
 from modelmill.runtimes import DeploymentError, EngineMissing
 from modelmill.runtimes.worker import probe
-from modelmill.targets import Target
+from modelmill.targets import Target, load_target
 
 CALIBRATION_BATCH = 64
 

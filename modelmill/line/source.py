@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelmill import executor, ir, plugins, tasks
+from modelmill import ir, plugins, tasks
 from modelmill.line.inspect import is_pytorch, label
 from modelmill.tasks import Card, CardError, Dataset, Task
 
@@ -52,6 +52,8 @@ def load_source(model: str | Path | ir.Graph, card: str | Path | Card | None) ->
     """
     loaded = read_card(model, card)
     graph = read_graph(model, loaded)
+    from modelmill import executor  # here, as scoring an artifact needs no PyTorch
+
     missing = executor.unsupported(graph)
     if missing:
         listed = ", ".join(f"{op} (node {node!r})" for node, op in missing[:5])

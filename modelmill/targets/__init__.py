@@ -3,7 +3,7 @@ checker.
 """
 
 from modelmill.targets.planning import Planned, Verdict, check, guarded_scheme, match, plan
-from modelmill.targets.target import IsaGuard, OpRule, Scheme, Target
+from modelmill.targets.target import IsaGuard, OpRule, Scheme, Target, load_target
 
 __all__ = [
     "IsaGuard",
@@ -14,6 +14,7 @@ __all__ = [
     "Verdict",
     "check",
     "guarded_scheme",
+    "load_target",
     "match",
     "plan",
 ]

@@ -8,6 +8,7 @@ carries its source.
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from modelmill import plugins
 from modelmill.numerics import Arithmetic, QuantSpec
 
 Role = Literal["activation", "weight", "bias", "float"]
@@ -122,3 +123,15 @@ class Target:
                 return scheme
         choices = ", ".join(s.precision for s in self.schemes)
         raise ValueError(f"target {self.name} has no precision {precision!r}. Choices: {choices}")
+
+
+def load_target(name: str) -> Target:
+    """The target of that name, or of the file at that path.
+
+    Raises:
+        ValueError: no such target (lists the choices), or the file's PLUGIN is something else.
+    """
+    found = plugins.load("modelmill.targets", name)
+    if not isinstance(found, Target):
+        raise ValueError(f"the PLUGIN of {name} is a {type(found).__name__}, not a Target")
+    return found
