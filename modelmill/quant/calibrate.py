@@ -26,10 +26,12 @@ BIAS_BITS = 32
 class Calibrate:
     """The calibration step.
 
-    activations: minmax, percentile, mse or kl. weights: minmax or mse, per channel.
+    activations: minmax, percentile, mse or kl. before_leaky: the same, for tensors that only a
+    LeakyReLU reads, whose negative side deserves fewer codes. weights: minmax or mse, per channel.
     """
 
-    activations: str = "mse"
+    activations: str = "minmax"
+    before_leaky: str = "mse"
     weights: str = "mse"
 
     def __call__(self, graph: ir.Graph, plan: Plan, batches: Batches) -> tuple[ir.Graph, Plan]:
@@ -78,7 +80,8 @@ def encode(
             known = [p.value for p in group if p.value in statistics or p.value in constants]
             seen = [_statistics(name, statistics, constants) for name in known]
             negative_weight = max(leaky.get(p.value, 1.0) for p in group)
-            limits = choose_range(options.activations, merge(seen), spec, negative_weight)
+            method = options.before_leaky if negative_weight < 1 else options.activations
+            limits = choose_range(method, merge(seen), spec, negative_weight)
             encoding = choose_encoding(spec, *limits)
             numbers.update(dict.fromkeys(group, encoding))
     encoded = plan.replace(numbers)
