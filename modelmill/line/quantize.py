@@ -57,7 +57,9 @@ def default_recipe(task: str) -> Recipe:
     Detection stands more noise at the outputs before its score falls: box positions and scores
     are many, and AP reads their order. A class is one argmax.
     """
-    return replace(DEFAULT, protect=Protect(threshold_db=12.0)) if task == "detection" else DEFAULT
+    if task != "detection":
+        return DEFAULT
+    return replace(DEFAULT, calibrate=Calibrate("mse"), protect=Protect(threshold_db=12.0))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Calibrate:
     LeakyReLU reads, whose negative side deserves fewer codes. weights: minmax or mse, per channel.
     """
 
-    activations: str = "minmax"
+    activations: str = "percentile"
     before_leaky: str = "mse"
     weights: str = "mse"
 
