@@ -23,7 +23,7 @@ def main(folder: Path) -> None:
     recipes = {
         method: replace(DEFAULT, calibrate=Calibrate(activations=method))
         for method in ("mse", "percentile", "minmax", "kl")
-    } | {"mse, no equalisation": replace(DEFAULT, equalize=None)}
+    } | {"percentile, no equalisation": replace(DEFAULT, equalize=None)}
     lowest = {}
     for label, recipe in recipes.items():
         quantized = modelmill.quantize(graph, batches, target="ort_cpu", recipe=recipe)

@@ -5,7 +5,7 @@ minmax       the smallest and largest element seen.
 percentile   the range that keeps a given share of the elements on each side.
 mse          the range [a * low, b * high] whose expected squared quantization error is smallest:
              inside, a step s gives s^2 / 12; outside, the distance to the end is lost, which counts
-             four times. Exact zeros cost nothing, as 0 is always a code.
+             four times from 8 bits on. Exact zeros cost nothing, as 0 is always a code.
              Where a LeakyReLU of slope k reads the tensor, errors below 0 reach the network k times
              smaller: they are weighted by k^2, and the range spends its codes on the positive side.
 kl           the range whose quantized distribution is closest to the original in Kullback-Leibler
@@ -85,7 +85,8 @@ def _smallest_error(
     over, under = [s[-1] - s[right] for s in sums], [s[left] for s in sums]
     inside = sums[0][-1] - over[0] - under[0]
     clipped = _clipped(over, ends[1]) + _clipped(under, ends[0])
-    errors = inside * steps**2 / 12 + CLIPPED_WEIGHT * clipped
+    weight = CLIPPED_WEIGHT if spec.bits >= 8 else 1.0  # below, rounding is what hurts
+    errors = inside * steps**2 / 12 + weight * clipped
     best = int(np.argmin(errors))
     return float(ends[0][best]), float(ends[1][best])
 
