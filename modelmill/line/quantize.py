@@ -175,13 +175,6 @@ def architecture(flags: frozenset[str]) -> str:
     return "aarch64" if "asimd" in flags else "x86_64"
 
 
-def plan_target(
-    graph: ir.Graph, target: Target, precision: str, flags: Sequence[str] | None
-) -> Planned:
-    """The target's plan on a machine with these CPU flags (None: this machine)."""
-    return Where(precision, None if flags is None else tuple(flags)).plan(graph, target)
-
-
 def quantize_all(
     graph: ir.Graph,
     chosen: Mapping[str, Target],
