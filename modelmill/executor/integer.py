@@ -408,6 +408,8 @@ def _reach(node: ir.Node, x: Encoding, w_centred: Tensor, offset: Tensor | None)
     largest = float(max(x.spec.qmax - x.zero_point.min(), x.zero_point.max() - x.spec.qmin))
     if node.op_type == "Conv":
         sums = w_centred.abs().double().flatten(1).sum(1)
+    elif node.op_type == "ConvTranspose":  # sums run over input channels, the first axis
+        sums = w_centred.abs().double().sum()
     else:  # an upper bound that needs no knowledge of the layout
         sums = (
             w_centred.abs().double().flatten(1).sum(1).max()
