@@ -75,7 +75,12 @@ class IsaGuard:
 class Target:
     """One deployment: an engine on a kind of chip.
 
-    runtime: the plug-in of `modelmill.runtimes` that runs it.
+    runtime: the plug-in of `modelmill.runtimes` that runs it, by name or by the path of a file;
+        None for a chip that is not here: its deployment is simulated only.
+    export: names of the formats (`modelmill.export`) that its toolchain takes, written beside the
+        QDQ artifact.
+    passes: names of graph passes (`modelmill.passes`) that rewrite what its engine cannot take;
+        each is checked for equal output.
     rules: in order of preference; the first that matches a node holds.
     fused: chains of op types that the engine runs as one kernel; only their last value is a tensor
     of the deployment.
@@ -91,7 +96,7 @@ class Target:
     """
 
     name: str
-    runtime: str
+    runtime: str | None
     schemes: tuple[Scheme, ...]
     rules: tuple[OpRule, ...]
     fused: tuple[tuple[str, ...], ...]
@@ -100,6 +105,8 @@ class Target:
     shield: tuple[str, ...] = ()
     guards: tuple[IsaGuard, ...] = ()
     float_kernels: tuple[tuple[str, str], ...] = ()
+    export: tuple[str, ...] = ()
+    passes: tuple[str, ...] = ()
     source: str = ""
 
     def __post_init__(self) -> None:
