@@ -1,20 +1,9 @@
 """Simulate a quantized graph in an engine's own integer arithmetic.
 
-A tensor with an encoding is held as its codes minus the zero point ("centred codes"), integers in a
-float32 tensor: padding with the real 0 is then padding with 0, and ops that move elements run
-unchanged. The formulas (s scale, z zero point, a centred code; x, w inputs, y output; round is half
-to even, every operation in float32 unless said otherwise):
-
-    Conv, Gemm, MatMul   acc = sum x_a w_a + b_a                      exact integers
-      "multiply"         y = clamp(round(acc * (s_x s_w / s_y)))      clamp also does ReLU and Clip
-      "range"            y = clamp(round(fma(acc * (s_x s_w) + b, k, -low k)))
-      "dequantize"       r = acc * (s_x s_w) + b;  activation;  y = clamp(round(r / s_y))
-    Add "fma"            y = round(fma(x1, s1/sy, fma(x2, s2/sy, z_y - (s1/sy z1 + s2/sy z2)))), x1,
-                         x2 codes
-    Mul "multiply"       y = round(x1_a x2_a * (s1 s2 / sy) + z_y)
-    AveragePool          sum of dequantized elements in window order, / count, round(r / s_y + z_y)
-    GlobalAveragePool    sum of x_a, exact, y = clamp(round(sum * (s_x / (s_y * count))))
-    anything else        dequantized, computed in float32, quantized again
+The walk over the graph: a tensor with an encoding is held as codes, a node whose inputs are codes
+runs the kernel that the engine's `Arithmetic` names (`kernels` has the formulas), one that only
+moves elements runs on the codes, and anything else is dequantized, computed in float32, and
+quantized again.
 
 An accumulator is exact in float32 as long as every partial sum stays below 2^24, which is checked
 against the weights of the layer; otherwise the layer is computed in float64.
@@ -23,8 +12,6 @@ against the weights of the layer; otherwise the layer is computed in float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +19,16 @@ from torch import Tensor
 
 from modelmill import ir
 from modelmill.executor.bind import Call, bind, tensor, unsupported
+from modelmill.executor.codes import Codes, along, real
+from modelmill.executor.kernels import (
+    ADD,
+    AVERAGE_POOL,
+    GLOBAL_AVERAGE_POOL,
+    MULTIPLY,
+    QUANTIZE,
+    REQUANTIZE,
+    Sums,
+)
 from modelmill.ir import Plan
 from modelmill.numerics import Arithmetic, Encoding
 
@@ -59,26 +56,8 @@ MOVEMENT = frozenset(
 )
 EXACT_FLOAT32 = 2**24
 Visit = Callable[[str, Tensor], Tensor | None]
-
-
-@dataclass(frozen=True)
-class Codes:
-    """A quantized tensor: centred codes in float32, and what they mean."""
-
-    centred: Tensor
-    encoding: Encoding
-
-    @property
-    def real(self) -> Tensor:
-        """The real numbers, float32."""
-        return self.centred * _scale(self.encoding, self.centred.dim())
-
-    @property
-    def codes(self) -> Tensor:
-        """The codes as the engine stores them, int32."""
-        return (
-            self.centred + _along(self.encoding.zero_point, self.encoding, self.centred.dim())
-        ).int()
+Found = dict[str, Tensor | Codes]  # values so far, by name
+Kernel = Callable[[ir.Node, Found], Tensor | Codes]
 
 
 class IntegerModule:
@@ -108,6 +87,7 @@ class IntegerModule:
         self.arrays = ir.constants(graph)
         self.constants = {name: tensor(array) for name, array in self.arrays.items()}
         self.weights: dict[tuple[str, int], Codes] = {}
+        self.exact: dict[int, torch.dtype] = {}
         self.kernels = {id(n): self._kernel(n) for n in self.nodes}
         self.uses: dict[str, int] = {}
         for node in self.nodes:
@@ -123,7 +103,7 @@ class IntegerModule:
         `visit(name, codes)` is called for every quantized value, int32 codes, in graph order; codes
         that it gives back take the value's place.
         """
-        found: dict[str, Tensor | Codes] = {}
+        found: Found = {}
         left = dict(self.uses)
         with torch.inference_mode():
             for name in self.inputs:
@@ -140,11 +120,11 @@ class IntegerModule:
                         left[name] -= 1
                         if not left[name] and name not in self.outputs:
                             found.pop(name, None)
-        return {name: _real(found[name]) for name in self.outputs}
+        return {name: real(found[name]) for name in self.outputs}
 
     def _store(
         self,
-        found: dict[str, Tensor | Codes],
+        found: Found,
         name: str,
         result: Tensor | Codes,
         visit: Visit | None,
@@ -157,19 +137,15 @@ class IntegerModule:
             return
         replaced = visit(name, result.codes)
         if replaced is not None:
-            zero_point = _along(encoding.zero_point, encoding, replaced.dim())
+            zero_point = along(encoding.zero_point, encoding, replaced.dim())
             found[name] = Codes(replaced.float() - zero_point, encoding)
 
     def _quantize(self, x: Tensor, encoding: Encoding) -> Codes:
-        if self.arithmetic.quantize == "range" and encoding.spec.axis is None:
-            return Codes(_by_range(x, encoding), encoding)
-        return Codes(_clamp(torch.round(x / _scale(encoding, x.dim())), encoding), encoding)
+        return QUANTIZE[self.arithmetic.quantize](x, encoding)
 
     # ------------------------------------------------------------ one node
 
-    def _run(
-        self, node: ir.Node, found: dict[str, Tensor | Codes]
-    ) -> tuple[Tensor | Codes | None, ...]:
+    def _run(self, node: ir.Node, found: Found) -> tuple[Tensor | Codes | None, ...]:
         kernel = self.kernels[id(node)]
         if kernel is not None:
             return (kernel(node, found),)
@@ -186,9 +162,7 @@ class IntegerModule:
             return tuple(Codes(r, first.encoding) if r is not None else None for r in results)
         return self._call(node, found, centred=False)
 
-    def _same(
-        self, node: ir.Node, found: dict[str, Tensor | Codes], output: Encoding | None
-    ) -> bool:
+    def _same(self, node: ir.Node, found: Found, output: Encoding | None) -> bool:
         """Whether the codes go through a movement node unchanged: every quantized side has one
         encoding.
         """
@@ -201,21 +175,17 @@ class IntegerModule:
             len(encodings) == 1 and all(isinstance(s, Codes) for s in sides) and output in encodings
         )
 
-    def _call(
-        self, node: ir.Node, found: dict[str, Tensor | Codes], centred: bool
-    ) -> tuple[Tensor | None, ...]:
+    def _call(self, node: ir.Node, found: Found, centred: bool) -> tuple[Tensor | None, ...]:
         call: Call = self.calls[id(node)]
         arguments = []
         for index, reader in enumerate(call.readers):
             held = self._input(node, index, found)
-            x = held.centred if isinstance(held, Codes) and centred else _real(held)
+            x = held.centred if isinstance(held, Codes) and centred else real(held)
             arguments.append(reader(x) if reader is not None and x is not None else x)
         result = call.function(*arguments)
         return (result,) if isinstance(result, Tensor) else result
 
-    def _input(
-        self, node: ir.Node, index: int, found: dict[str, Tensor | Codes]
-    ) -> Tensor | Codes | None:
+    def _input(self, node: ir.Node, index: int, found: Found) -> Tensor | Codes | None:
         """Input `index` as the node reads it: quantized if the plan says so for this node or for
         the value.
         """
@@ -240,13 +210,11 @@ class IntegerModule:
             return self.weights[key]
         held = found[name]
         own = self.encodings.get(ir.Point(name, node.name or "", index))
-        return self._quantize(_real(held), own) if own is not None else held
+        return self._quantize(real(held), own) if own is not None else held
 
     # ------------------------------------------------------------ kernels on codes
 
-    def _kernel(
-        self, node: ir.Node
-    ) -> Callable[[ir.Node, dict[str, Tensor | Codes]], Tensor | Codes] | None:
+    def _kernel(self, node: ir.Node) -> Kernel | None:
         """The integer kernel of a node whose inputs are quantized, None where it is computed in
         float.
         """
@@ -261,13 +229,14 @@ class IntegerModule:
             return self._accumulate
         if self._output(node) is None:
             return None
-        if node.op_type == "Add" and len(sides) == 2 and self.arithmetic.add == "fma":
-            return self._add
-        if node.op_type == "Mul" and len(sides) == 2 and self.arithmetic.requantize == "multiply":
-            return self._multiply
-        if node.op_type == "AveragePool" and self.arithmetic.average_pool == "sequential":
+        how, two = self.arithmetic, len(sides) == 2
+        if node.op_type == "Add" and two and how.add in ADD:
+            return self._pairwise(ADD[how.add])
+        if node.op_type == "Mul" and two and how.multiply in MULTIPLY:
+            return self._pairwise(MULTIPLY[how.multiply])
+        if node.op_type == "AveragePool" and how.average_pool in AVERAGE_POOL:
             return self._average_pool
-        if node.op_type == "GlobalAveragePool" and self.arithmetic.average_pool == "sequential":
+        if node.op_type == "GlobalAveragePool" and how.global_average_pool in GLOBAL_AVERAGE_POOL:
             return self._global_average_pool
         return None
 
@@ -287,120 +256,60 @@ class IntegerModule:
             value = uses[0].node.outputs[0]
         return self.encodings[ir.Point(value.name or "")]
 
-    def _accumulate(self, node: ir.Node, found: dict[str, Tensor | Codes]) -> Tensor | Codes:
+    def _accumulate(self, node: ir.Node, found: Found) -> Tensor | Codes:
         x, w = self._input(node, 0, found), self._input(node, 1, found)
         bias = self._input(node, 2, found)
         assert isinstance(x, Codes) and isinstance(w, Codes)
-        as_integers = isinstance(bias, Codes)
         offset = bias.centred if isinstance(bias, Codes) else None
-        reach = _reach(node, x.encoding, w.centred, offset)
-        kind = torch.float32 if reach < EXACT_FLOAT32 else torch.float64
+        kind = self._exact(node, x.encoding, w.centred, offset)
         arguments = [x.centred.to(kind), w.centred.to(kind)]
         if offset is not None:
             arguments.append(offset.to(kind))
-        call = self.calls[id(node)]
-        accumulator = call.function(*arguments)
+        accumulator = self.calls[id(node)].function(*arguments)
         assert isinstance(accumulator, Tensor)
         axis = -1 if node.op_type in ("Gemm", "MatMul") else 1
-        scales = x.encoding.scale * w.encoding.scale
-        output = self._output(node)
-        if (
-            output is not None
-            and self.arithmetic.requantize == "multiply"
-            and (bias is None or as_integers)
-        ):
-            ratio = _channels(scales / output.scale, accumulator.dim(), axis)
-            return Codes(_clamp(torch.round(accumulator.float() * ratio), output), output)
-        real = accumulator.float() * _channels(scales, accumulator.dim(), axis)
-        if isinstance(bias, Tensor):
-            real = real + (bias if axis == -1 else bias.reshape(1, -1, *[1] * (real.dim() - 2)))
-        if output is not None and self.arithmetic.requantize == "range":
-            return Codes(_by_range(real, output), output)
-        return real
-
-    def _add(self, node: ir.Node, found: dict[str, Tensor | Codes]) -> Codes:
-        a, b = self._input(node, 0, found), self._input(node, 1, found)
-        output = self._output(node)
-        assert isinstance(a, Codes) and isinstance(b, Codes) and output is not None
-        ratio_a, ratio_b = a.encoding.scale / output.scale, b.encoding.scale / output.scale
-        z_a, z_b, z = (np.float32(e.zero_point) for e in (a.encoding, b.encoding, output))
-        fixed = z - (ratio_a * z_a + ratio_b * z_b)
-        # A fused multiply-add rounds once: the product is exact in float64, and so is the sum
-        # before it is rounded.
-        inner = ((b.centred.double() + float(z_b)) * float(ratio_b) + float(fixed)).float()
-        outer = ((a.centred.double() + float(z_a)) * float(ratio_a) + inner.double()).float()
-        return Codes(_clamp(torch.round(outer) - float(z), output), output)
-
-    def _multiply(self, node: ir.Node, found: dict[str, Tensor | Codes]) -> Codes:
-        a, b = self._input(node, 0, found), self._input(node, 1, found)
-        output = self._output(node)
-        assert isinstance(a, Codes) and isinstance(b, Codes) and output is not None
-        ratio, z = (
-            float(a.encoding.scale * b.encoding.scale / output.scale),
-            float(output.zero_point),
+        if isinstance(bias, Tensor) and axis == 1:
+            bias = bias.reshape(1, -1, *[1] * (accumulator.dim() - 2))
+        sums = Sums(
+            accumulator,
+            x.encoding.scale * w.encoding.scale,
+            axis,
+            bias if isinstance(bias, Tensor) else None,
+            self._output(node),
         )
-        return Codes(_clamp(torch.round(a.centred * b.centred * ratio + z) - z, output), output)
+        return REQUANTIZE[self.arithmetic.requantize](sums)
 
-    def _global_average_pool(self, node: ir.Node, found: dict[str, Tensor | Codes]) -> Codes:
+    def _exact(
+        self, node: ir.Node, x: Encoding, w_centred: Tensor, offset: Tensor | None
+    ) -> torch.dtype:
+        """The float type that holds every partial sum of this layer exactly."""
+        key = id(node)
+        if key not in self.exact or ir.constant(node.inputs[1]) is None:
+            reach = _reach(node, x, w_centred, offset)
+            self.exact[key] = torch.float32 if reach < EXACT_FLOAT32 else torch.float64
+        return self.exact[key]
+
+    def _pairwise(self, kernel: Callable[[Codes, Codes, Encoding], Codes]) -> Kernel:
+        def run(node: ir.Node, found: Found) -> Codes:
+            a, b = self._input(node, 0, found), self._input(node, 1, found)
+            output = self._output(node)
+            assert isinstance(a, Codes) and isinstance(b, Codes) and output is not None
+            return kernel(a, b, output)
+
+        return run
+
+    def _global_average_pool(self, node: ir.Node, found: Found) -> Codes:
         x, output = self._input(node, 0, found), self._output(node)
         assert isinstance(x, Codes) and output is not None
-        axes = tuple(range(2, x.centred.dim()))
-        size = np.float32(x.centred[0, 0].numel())
-        ratio = float(x.encoding.scale / (output.scale * size))
-        total = x.centred.double().sum(axes, keepdim=True).float()
-        return Codes(_clamp(torch.round(total * ratio), output), output)
+        return GLOBAL_AVERAGE_POOL[self.arithmetic.global_average_pool](x, output)
 
-    def _average_pool(self, node: ir.Node, found: dict[str, Tensor | Codes]) -> Tensor | Codes:
-        x = self._input(node, 0, found)
-        output = self._output(node)
-        attributes = ir.attributes(node)
+    def _average_pool(self, node: ir.Node, found: Found) -> Tensor | Codes:
+        x, output = self._input(node, 0, found), self._output(node)
         assert isinstance(x, Codes) and output is not None
-        if (
-            x.centred.dim() != 4
-            or attributes.get("auto_pad", "NOTSET") != "NOTSET"
-            or attributes.get("ceil_mode", 0)
-        ):
+        made = AVERAGE_POOL[self.arithmetic.average_pool](x, ir.attributes(node), output)
+        if made is None:
             return self._call(node, found, centred=False)[0]  # type: ignore[return-value]
-        total, count = _sequential_sum(x.real, attributes)
-        z = float(output.zero_point)
-        steps = total / count / _scale(output, 4)
-        return Codes(_clamp(torch.round(steps + z) - z, output), output)
-
-
-def _by_range(x: Tensor, encoding: Encoding) -> Tensor:
-    """Centred codes of float32 `x`: fma(x, steps / (high - low), -low steps / (high - low)), the
-    two numbers in float32. The product is exact in float64: only the sum is rounded, as fma does.
-    """
-    low, high = np.float32(encoding.low), np.float32(encoding.high)
-    steps = np.float32(encoding.spec.qmax - encoding.spec.qmin)
-    factor, shift = steps / (high - low), (-low * steps) / (high - low)
-    codes = torch.round((x.double() * float(factor) + float(shift)).float())
-    return _clamp(codes + float(encoding.spec.qmin - encoding.zero_point), encoding)
-
-
-def _sequential_sum(x_NCHW: Tensor, attributes: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Window sums, added element by element in row order, and the number to divide each by."""
-    kernel_h, kernel_w = map(int, attributes["kernel_shape"])
-    stride_h, stride_w = map(int, attributes.get("strides", (1, 1)))
-    top, left, bottom, right = map(int, attributes.get("pads", (0, 0, 0, 0)))
-    padded = torch.nn.functional.pad(x_NCHW, (left, right, top, bottom))
-    inside = torch.nn.functional.pad(torch.ones_like(x_NCHW[:1, :1]), (left, right, top, bottom))
-    rows = (padded.shape[2] - kernel_h) // stride_h + 1
-    columns = (padded.shape[3] - kernel_w) // stride_w + 1
-    total = x_NCHW.new_zeros((*x_NCHW.shape[:2], rows, columns))
-    count = x_NCHW.new_zeros((1, 1, rows, columns))
-    for h in range(kernel_h):
-        for w in range(kernel_w):
-            window = (
-                ...,
-                slice(h, h + rows * stride_h, stride_h),
-                slice(w, w + columns * stride_w, stride_w),
-            )
-            total += padded[window]
-            count += inside[window]
-    if attributes.get("count_include_pad", 0):
-        count.fill_(kernel_h * kernel_w)
-    return total, count
+        return made
 
 
 def _reach(node: ir.Node, x: Encoding, w_centred: Tensor, offset: Tensor | None) -> float:
@@ -423,40 +332,3 @@ def _reach(node: ir.Node, x: Encoding, w_centred: Tensor, offset: Tensor | None)
 def _matrix_sums(node: ir.Node, w_centred: Tensor) -> Tensor:
     transposed = bool(ir.attributes(node).get("transB", 0))
     return w_centred.abs().double().sum(1 if transposed else 0)
-
-
-def _channels(values: np.ndarray, rank: int, axis: int) -> Tensor:
-    """Per-channel float32 values in the shape that broadcasts along `axis` of a tensor of
-    `rank`.
-    """
-    values = np.asarray(values, np.float32)
-    if values.ndim == 0:
-        return torch.tensor(values)
-    shape = [1] * rank
-    shape[axis] = -1
-    return torch.tensor(values).reshape(shape)
-
-
-def _scale(encoding: Encoding, rank: int) -> Tensor:
-    return _along(encoding.scale, encoding, rank)
-
-
-def _along(values: np.ndarray, encoding: Encoding, rank: int) -> Tensor:
-    array = torch.tensor(np.asarray(values, np.float32))
-    if encoding.spec.axis is None:
-        return array
-    return array.reshape([-1 if d == encoding.spec.axis else 1 for d in range(rank)])
-
-
-def _clamp(centred: Tensor, encoding: Encoding) -> Tensor:
-    low, high = encoding.spec.qmin - encoding.zero_point, encoding.spec.qmax - encoding.zero_point
-    if encoding.spec.axis is None:
-        return centred.clamp_(float(low), float(high))
-    rank = centred.dim()
-    return torch.minimum(
-        torch.maximum(centred, _along(low, encoding, rank)), _along(high, encoding, rank)
-    )
-
-
-def _real(held: Tensor | Codes | None) -> Tensor:
-    return held.real if isinstance(held, Codes) else held  # type: ignore[return-value]

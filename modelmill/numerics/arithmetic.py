@@ -22,8 +22,13 @@ class Arithmetic:
     add: integer addition of two tensors.
         "fma": two fused multiply-adds on float32 scale ratios around one folded constant.
         "dequantize": both to float32, added, quantized.
+    multiply: integer product of two tensors.
+        "ratio": one float32 factor s_1 * s_2 / s_y on the product of the codes.
+        "dequantize": both to float32, multiplied, quantized.
     average_pool: "sequential" sums dequantized float32 values window element by element;
         "dequantize" leaves the order to the float operator.
+    global_average_pool: "ratio" sums codes exactly, then one float32 factor s_x / (s_y * count);
+        "dequantize" leaves it to the float operator.
     quantize: how a float becomes a code.
         "divide": round(x / s) + z, as ONNX says.
         "range": round(fma(x, n / (high - low), -low * n / (high - low))), n = levels - 1, of the
@@ -33,5 +38,7 @@ class Arithmetic:
 
     requantize: Literal["multiply", "range", "dequantize"] = "dequantize"
     add: Literal["fma", "dequantize"] = "dequantize"
+    multiply: Literal["ratio", "dequantize"] = "dequantize"
     average_pool: Literal["sequential", "dequantize"] = "dequantize"
+    global_average_pool: Literal["ratio", "dequantize"] = "dequantize"
     quantize: Literal["divide", "range"] = "divide"

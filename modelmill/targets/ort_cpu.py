@@ -61,7 +61,13 @@ PLUGIN = Target(
     # scale and a Q gets int8 weights, per tensor, whatever the file says.
     shield=("Conv", "ConvTranspose", "Gemm"),
     # mlas: MlasRequantizeOutput, MlasQLinearAddKernel; QLinearPool2DTask
-    arithmetic=Arithmetic(requantize="multiply", add="fma", average_pool="sequential"),
+    arithmetic=Arithmetic(
+        requantize="multiply",
+        add="fma",
+        multiply="ratio",
+        average_pool="sequential",
+        global_average_pool="ratio",
+    ),
     guards=(
         IsaGuard(
             architectures=("x86_64", "AMD64"),

@@ -1,0 +1,178 @@
+"""Kernels on codes: one function for each way that an engine does a step, found by the name that
+`Arithmetic` gives it.
+
+The formulas (s scale, z zero point, a centred code; x, w inputs, y output; round is half to even,
+every operation in float32 unless said otherwise):
+
+    Conv, Gemm, MatMul   acc = sum x_a w_a + b_a                      exact integers
+      "multiply"         y = clamp(round(acc * (s_x s_w / s_y)))      clamp also does ReLU and Clip
+      "range"            y = clamp(round(fma(acc * (s_x s_w) + b, k, -low k)))
+      "dequantize"       r = acc * (s_x s_w) + b;  activation;  y = clamp(round(r / s_y))
+    Add "fma"            y = round(fma(x1, s1/sy, fma(x2, s2/sy, z_y - (s1/sy z1 + s2/sy z2)))), x1,
+                         x2 codes
+    Mul "multiply"       y = round(x1_a x2_a * (s1 s2 / sy) + z_y)
+    AveragePool          sum of dequantized elements in window order, / count, round(r / s_y + z_y)
+    GlobalAveragePool    sum of x_a, exact, y = clamp(round(sum * (s_x / (s_y * count))))
+    anything else        dequantized, computed in float32, quantized again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modelmill.executor.codes import Codes, channels, clamp, scale_of
+from modelmill.numerics import Encoding
+
+# ------------------------------------------------------------ a float becomes codes
+
+
+def quantize_by_division(x: Tensor, encoding: Encoding) -> Codes:
+    return Codes(clamp(torch.round(x / scale_of(encoding, x.dim())), encoding), encoding)
+
+
+def quantize_by_range(x: Tensor, encoding: Encoding) -> Codes:
+    """fma(x, steps / (high - low), -low steps / (high - low)), the two numbers in float32. The
+    product is exact in float64: only the sum is rounded, as fma does.
+    """
+    if encoding.spec.axis is not None:
+        return quantize_by_division(x, encoding)
+    low, high = np.float32(encoding.low), np.float32(encoding.high)
+    steps = np.float32(encoding.spec.qmax - encoding.spec.qmin)
+    factor, shift = steps / (high - low), (-low * steps) / (high - low)
+    codes = torch.round((x.double() * float(factor) + float(shift)).float())
+    return Codes(clamp(codes + float(encoding.spec.qmin - encoding.zero_point), encoding), encoding)
+
+
+QUANTIZE: dict[str, Callable[[Tensor, Encoding], Codes]] = {
+    "divide": quantize_by_division,
+    "range": quantize_by_range,
+}
+
+# ------------------------------------------------------------ an accumulator becomes codes
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The accumulator of a convolution or matrix product.
+
+    value: sums of products of centred codes, exact, with the bias if that is quantized too.
+    scale: s_x * s_w, shape () or (C,), along `axis` of value. bias: a float bias that is still to
+    be added, shaped to broadcast. output: what the kernel writes, None if it hands floats on.
+    """
+
+    value: Tensor
+    scale: np.ndarray
+    axis: int
+    bias: Tensor | None
+    output: Encoding | None
+
+    def per_channel(self, values: np.ndarray) -> Tensor:
+        """`values`, one or one per channel, in the shape that broadcasts."""
+        return channels(values, self.value.dim(), self.axis)
+
+
+def requantize_to_real(sums: Sums) -> Tensor:
+    real = sums.value.float() * sums.per_channel(sums.scale)
+    return real if sums.bias is None else real + sums.bias
+
+
+def requantize_by_ratio(sums: Sums) -> Tensor | Codes:
+    if sums.output is None or sums.bias is not None:
+        return requantize_to_real(sums)
+    ratio = sums.per_channel(sums.scale / sums.output.scale)
+    return Codes(clamp(torch.round(sums.value.float() * ratio), sums.output), sums.output)
+
+
+def requantize_by_range(sums: Sums) -> Tensor | Codes:
+    real = requantize_to_real(sums)
+    return real if sums.output is None else quantize_by_range(real, sums.output)
+
+
+REQUANTIZE: dict[str, Callable[[Sums], Tensor | Codes]] = {
+    "multiply": requantize_by_ratio,
+    "range": requantize_by_range,
+    "dequantize": requantize_to_real,
+}
+
+# ------------------------------------------------------------ two tensors of codes
+
+
+def add_by_fma(a: Codes, b: Codes, output: Encoding) -> Codes:
+    ratio_a, ratio_b = a.encoding.scale / output.scale, b.encoding.scale / output.scale
+    z_a, z_b, z = (np.float32(e.zero_point) for e in (a.encoding, b.encoding, output))
+    fixed = z - (ratio_a * z_a + ratio_b * z_b)
+    # A fused multiply-add rounds once: the product is exact in float64, and so is the sum before
+    # it is rounded.
+    inner = ((b.centred.double() + float(z_b)) * float(ratio_b) + float(fixed)).float()
+    outer = ((a.centred.double() + float(z_a)) * float(ratio_a) + inner.double()).float()
+    return Codes(clamp(torch.round(outer) - float(z), output), output)
+
+
+def multiply_by_ratio(a: Codes, b: Codes, output: Encoding) -> Codes:
+    ratio = float(a.encoding.scale * b.encoding.scale / output.scale)
+    z = float(output.zero_point)
+    return Codes(clamp(torch.round(a.centred * b.centred * ratio + z) - z, output), output)
+
+
+# What is not here is computed in float between the codes.
+ADD: dict[str, Callable[[Codes, Codes, Encoding], Codes]] = {"fma": add_by_fma}
+MULTIPLY: dict[str, Callable[[Codes, Codes, Encoding], Codes]] = {"ratio": multiply_by_ratio}
+
+# ------------------------------------------------------------ pools
+
+
+def global_average_by_ratio(x: Codes, output: Encoding) -> Codes:
+    axes = tuple(range(2, x.centred.dim()))
+    size = np.float32(x.centred[0, 0].numel())
+    ratio = float(x.encoding.scale / (output.scale * size))
+    total = x.centred.double().sum(axes, keepdim=True).float()
+    return Codes(clamp(torch.round(total * ratio), output), output)
+
+
+def average_in_sequence(x: Codes, attributes: dict[str, Any], output: Encoding) -> Codes | None:
+    """None where the engine has no such kernel."""
+    padded_by_name = attributes.get("auto_pad", "NOTSET") != "NOTSET"
+    if x.centred.dim() != 4 or padded_by_name or attributes.get("ceil_mode", 0):
+        return None
+    total, count = _sequential_sum(x.real, attributes)
+    z = float(output.zero_point)
+    steps = total / count / scale_of(output, 4)
+    return Codes(clamp(torch.round(steps + z) - z, output), output)
+
+
+AveragePool = Callable[[Codes, dict[str, Any], Encoding], Codes | None]
+AVERAGE_POOL: dict[str, AveragePool] = {"sequential": average_in_sequence}
+GLOBAL_AVERAGE_POOL: dict[str, Callable[[Codes, Encoding], Codes]] = {
+    "ratio": global_average_by_ratio
+}
+
+
+def _sequential_sum(x_NCHW: Tensor, attributes: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Window sums, added element by element in row order, and the number to divide each by."""
+    kernel_h, kernel_w = map(int, attributes["kernel_shape"])
+    stride_h, stride_w = map(int, attributes.get("strides", (1, 1)))
+    top, left, bottom, right = map(int, attributes.get("pads", (0, 0, 0, 0)))
+    padded = torch.nn.functional.pad(x_NCHW, (left, right, top, bottom))
+    inside = torch.nn.functional.pad(torch.ones_like(x_NCHW[:1, :1]), (left, right, top, bottom))
+    rows = (padded.shape[2] - kernel_h) // stride_h + 1
+    columns = (padded.shape[3] - kernel_w) // stride_w + 1
+    total = x_NCHW.new_zeros((*x_NCHW.shape[:2], rows, columns))
+    count = x_NCHW.new_zeros((1, 1, rows, columns))
+    for h in range(kernel_h):
+        for w in range(kernel_w):
+            window = (
+                ...,
+                slice(h, h + rows * stride_h, stride_h),
+                slice(w, w + columns * stride_w, stride_w),
+            )
+            total += padded[window]
+            count += inside[window]
+    if attributes.get("count_include_pad", 0):
+        count.fill_(kernel_h * kernel_w)
+    return total, count
