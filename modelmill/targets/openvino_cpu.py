@@ -10,7 +10,7 @@ the ReLU.
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import IsaGuard, OpRule, Scheme, Target
+from modelmill.targets.target import PLAIN_GEMM, IsaGuard, OpRule, Scheme, Target
 
 U8 = QuantSpec(8, signed=False, symmetric=False)
 # docs.openvino.ai, low precision transformations: weights int8 symmetric per channel; NNCF's CPU
@@ -25,7 +25,13 @@ PLUGIN = Target(
     schemes=(Scheme("w8a8", activation=U8, weight=S8_PER_CHANNEL),),
     rules=(
         OpRule("Conv", ("activation", "weight"), float_output=True, anchor=True),
-        OpRule("Gemm", ("activation", "weight"), float_output=True, anchor=True),
+        OpRule(
+            "Gemm",
+            ("activation", "weight"),
+            float_output=True,
+            anchor=True,
+            attributes=PLAIN_GEMM,
+        ),
         OpRule("MatMul", ("activation", "weight"), float_output=True, anchor=True),
         OpRule("MatMul", ("activation", "activation"), float_output=True),
         OpRule("Add", ("activation", "activation"), float_output=True),

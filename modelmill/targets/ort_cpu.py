@@ -8,7 +8,7 @@ no QDQ rule, so it is written on codes, which the ONNX standard allows for 8-bit
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import IsaGuard, OpRule, Scheme, Target
+from modelmill.targets.target import PLAIN_GEMM, IsaGuard, OpRule, Scheme, Target
 
 # "U8S8 ... is the fastest on x86 with AVX2 or better; on Arm either": onnxruntime.ai, quantize ONNX
 # models, data types.
@@ -35,7 +35,13 @@ PLUGIN = Target(
     schemes=(Scheme("w8a8", activation=U8, weight=S8_PER_CHANNEL, bias=BIAS),),
     rules=(
         OpRule("Conv", ("activation", "weight", "bias"), anchor=True),
-        OpRule("Gemm", ("activation", "weight", "bias"), float_output=True, anchor=True),
+        OpRule(
+            "Gemm",
+            ("activation", "weight", "bias"),
+            float_output=True,
+            anchor=True,
+            attributes=PLAIN_GEMM,
+        ),
         OpRule("MatMul", ("activation", "weight"), float_output=True, anchor=True),
         OpRule("MatMul", ("activation", "activation"), float_output=True),
         OpRule("Add", ("activation", "activation")),

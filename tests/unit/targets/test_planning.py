@@ -179,6 +179,26 @@ def test_attributes_and_constants_of_a_rule(graph):
         assert bad.verdicts[1].runs == "float" and why in bad.verdicts[1].why
 
 
+@pytest.mark.parametrize("name", ["ort_cpu", "openvino_cpu"])
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [
+        ("alpha=0.5", "alpha is 0.5, the rule takes 1.0"),
+        ("beta=2.0", "beta is 2.0, the rule takes 1.0"),
+        ("transA=1", "transA is 1, the rule takes 0"),
+        ("alpha=1.0, beta=1.0, transA=0", None),
+        ("transB=1", None),
+    ],
+)
+def test_only_a_gemm_without_factors_is_on_integers(graph, name, attributes, why):
+    """The integer kernels have no alpha, no beta, and read activations as they lie."""
+    target = plugins.load("modelmill.targets", name)
+    made = graph(f"y = Gemm<{attributes}>(x, w, b)", "4,4", "4,4", w=(4, 4), b=(4,))
+    (verdict,) = targets.plan(made, target, "w8a8", "x86_64", frozenset()).verdicts
+    assert verdict.runs == ("integer" if why is None else "float")
+    assert why is None or verdict.why == why
+
+
 def test_no_rule_at_all(graph):
     planned = plan(graph("y = Sigmoid(x)", out="N,4,8,8"))
     assert planned.verdicts[0].why == "chip has no rule for Sigmoid"
