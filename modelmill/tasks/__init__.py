@@ -18,6 +18,7 @@ from modelmill.tasks.card import (
 )
 from modelmill.tasks.data import Batches, Dataset, Sample, batches, open_data, split
 from modelmill.tasks.images import DataError, Prepare, prepare
+from modelmill.tasks.predictions import pack, unpack
 from modelmill.tasks.score import Score, evaluate
 from modelmill.tasks.task import Task
 
@@ -44,6 +45,8 @@ __all__ = [
     "load_card",
     "objects",
     "open_data",
+    "pack",
     "prepare",
     "split",
+    "unpack",
 ]

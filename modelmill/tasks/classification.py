@@ -39,6 +39,11 @@ def ideal(truth: int, card: Card) -> Ranking:
     return Ranking((truth,))
 
 
+def as_truth(prediction: Ranking, card: Card) -> int:
+    """The first class; -1, which no picture has, where the outputs held a NaN."""
+    return prediction.classes[0] if prediction.classes else -1
+
+
 def example(seed: int) -> tuple[Card, list[int]]:
     scaled = Input("NCHW", (8, 8), "RGB", None, 1 / 255, (0.0,) * 3, (1.0,) * 3)
     card = Card("classification", scaled, Output("argmax"), 7)
@@ -54,4 +59,5 @@ PLUGIN = Task(
     ideal=ideal,
     example=example,
     correct=correct,
+    as_truth=as_truth,
 )

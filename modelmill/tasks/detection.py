@@ -20,6 +20,8 @@ from modelmill.tasks.card import Card, Input, Output
 from modelmill.tasks.images import DataError
 from modelmill.tasks.task import Task
 
+SURE = 0.25  # score from which a found box counts as said to be there
+
 # pycocotools prints; standard output belongs to the process, so one score at a time redirects it.
 _silence = threading.Lock()
 
@@ -134,6 +136,14 @@ def ideal(truth: Objects, card: Card) -> Boxes:
     return Boxes(truth.boxes_xyxy[seen], np.ones(int(seen.sum())), truth.classes[seen])
 
 
+def as_truth(prediction: Boxes, card: Card) -> Objects:
+    """The boxes of at least SURE as objects. Boxes below it, of which a detector emits many to win
+    a little recall, are not what it says is there.
+    """
+    sure = prediction.scores >= SURE
+    return objects(prediction.boxes_xyxy[sure], prediction.classes[sure])
+
+
 def example(seed: int) -> tuple[Card, list[Objects]]:
     rng = np.random.default_rng(seed)
     scaled = Input("NCHW", (64, 96), "RGB", None, 1 / 255, (0.0,) * 3, (1.0,) * 3)
@@ -154,5 +164,6 @@ PLUGIN = Task(
     score=score,
     ideal=ideal,
     example=example,
+    as_truth=as_truth,
     resample=resample,
 )

@@ -68,13 +68,16 @@ class Task:
 
     metrics     names of the metrics, fractions between 0 and 1, the headline first
     truth       type of the truth of one picture
-    prediction  type of the prediction for one picture; it has `invalid`, a count
+    prediction  type of the prediction for one picture, a dataclass of numbers, tuples of integers
+                and arrays; it has `invalid`, a count
     score       (predictions, truths, card) -> {metric: value}
     correct     (predictions, truths) -> bool per picture, for paired tests; None where right is not
                 yes or no
     ideal       (truth, card) -> the prediction that says exactly the truth
     example     (seed) -> a small card and truths, for the tests every task gets
     decode      (outputs, card, sizes) -> predictions; by default the card's decoder
+    as_truth    (prediction, card) -> the truth it would be if it were right, which scores one model
+                against another; None where an answer cannot be a truth
     resample    (predictions, truths, card) -> a function (indices with repetition) -> {metric:
                 value} that scores draws of the pictures faster than `score` would; None: `score`
     """
@@ -88,6 +91,7 @@ class Task:
     example: Callable[[int], tuple[Card, list[Any]]]
     correct: Callable[[Sequence[Any], Sequence[Any]], npt.NDArray[np.bool_]] | None = None
     decode: Decoder = decode
+    as_truth: Callable[[Any, Card], Any] | None = None
     resample: Callable[[Sequence[Any], Sequence[Any], Card], Resampled] | None = None
 
     def resampled(self, predictions: Sequence[Any], truths: Sequence[Any], card: Card) -> Resampled:

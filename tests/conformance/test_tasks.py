@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from modelmill import plugins
-from modelmill.tasks import Task, card_from_json, open_data
+from modelmill.tasks import Task, card_from_json, open_data, pack, unpack
 
 TASKS = plugins.names("modelmill.tasks")
 DECODERS = plugins.names("modelmill.tasks.decoders")
@@ -60,6 +60,21 @@ def test_data_of_the_example_keeps_its_truths(task):
     image = np.zeros((*card.input.size, 3), np.uint8)
     data = open_data([(image, truth) for truth in truths], card)
     assert repr([data.sample(i).truth for i in range(len(data))]) == repr(truths)
+
+
+def test_a_prediction_as_truth_and_as_bytes(task):
+    """Against itself every model is perfect, and so it is after its answers lay in a file."""
+    card, truths = task.example(0)
+    predictions = [task.ideal(truth, card) for truth in truths]
+    assert task.as_truth is not None
+    answers = [task.as_truth(p, card) for p in predictions]
+    assert all(isinstance(answer, task.truth) for answer in answers)
+    data = pack(predictions)
+    assert data == pack(predictions)
+    again = unpack(data, task.prediction)
+    assert [type(p) for p in again] == [task.prediction] * len(truths)
+    score = task.score(again, answers, card)
+    assert score[task.metrics[0]] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", DECODERS)
