@@ -24,15 +24,15 @@ def names(package: str) -> list[str]:
     return sorted(f.stem for f in files if not f.stem.startswith("_") and _has_plugin(f))
 
 
-def load(package: str, name: str) -> Any:
+def load(package: str, name: str, attribute: str = "PLUGIN") -> Any:
     """The `PLUGIN` of the file `name` in `package`, or of the file at path `name` if it ends in
-    `.py`.
+    `.py`: there its `attribute`, if it has that, so that one file may hold a target and its engine.
 
     Raises:
         ValueError: no such plug-in (the message lists the choices), or the file has no `PLUGIN`.
     """
     if name.endswith(".py"):
-        return _load_file(Path(name))
+        return _load_file(Path(name), attribute)
     choices = names(package)
     if name not in choices:
         kind = package.rsplit(".", 1)[-1].rstrip("s")
@@ -45,7 +45,7 @@ def load(package: str, name: str) -> Any:
     return importlib.import_module(f"{package}.{name}").PLUGIN
 
 
-def _load_file(path: Path) -> Any:
+def _load_file(path: Path, attribute: str) -> Any:
     if not path.is_file():
         raise ValueError(f"plug-in file {path} does not exist")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -59,7 +59,7 @@ def _load_file(path: Path) -> Any:
         ) from error
     if not hasattr(module, "PLUGIN"):
         raise ValueError(f"plug-in file {path} defines no PLUGIN; end it with PLUGIN = ...")
-    return module.PLUGIN
+    return getattr(module, attribute, module.PLUGIN)
 
 
 def _has_plugin(file: Path) -> bool:

@@ -39,7 +39,7 @@ from modelmill.ir.graph import (
 )
 from modelmill.ir.load import at_opset, from_bytes, load, save, write_whole
 from modelmill.ir.plan import Plan, Point
-from modelmill.ir.qdq import code_values, from_qdq, to_qdq
+from modelmill.ir.qdq import code_values, from_qdq, to_qdq, without_exposed
 from modelmill.ir.statistics import NodeCost, Statistics, statistics
 from modelmill.ir.torch_import import from_torch
 
@@ -92,5 +92,6 @@ __all__ = [
     "value",
     "values",
     "with_batch",
+    "without_exposed",
     "write_whole",
 ]

@@ -448,3 +448,15 @@ def code_values(graph: g.Graph) -> dict[str, str]:
         elif node.name in movement:
             found[output.name or ""] = output.name or ""
     return found
+
+
+def without_exposed(graph: g.Graph) -> tuple[g.Graph, dict[str, str]]:
+    """A clone of a QDQ graph without the codes among its outputs, and {name of such an output:
+    the value of the float graph (as `from_qdq` names it) whose codes it holds}.
+    """
+    holders = {codes: value for value, codes in code_values(graph).items()}
+    made = g.clone(graph)
+    kept = [v for v in made.graph.outputs if v.name not in holders]
+    found = {v.name or "": holders[v.name] for v in made.graph.outputs if v.name in holders}
+    made.graph.outputs[:] = kept
+    return made, found

@@ -1,6 +1,8 @@
 """Adapters to real inference engines, each session in a process of its own."""
 
 from modelmill.runtimes.doctor import EngineStatus, doctor
+from modelmill.runtimes.install import install, remove
+from modelmill.runtimes.platforms import Platform, find_platform, load_runtime, platforms
 from modelmill.runtimes.protocol import (
     DeploymentError,
     EngineCrashed,
@@ -11,7 +13,7 @@ from modelmill.runtimes.protocol import (
     ExecutedOp,
     SessionOptions,
 )
-from modelmill.runtimes.worker import RemoteSession, open_session
+from modelmill.runtimes.worker import RemoteSession, convert, open_session, probe
 
 __all__ = [
     "DeploymentError",
@@ -22,8 +24,16 @@ __all__ = [
     "EngineStatus",
     "EngineTimeout",
     "ExecutedOp",
+    "Platform",
     "RemoteSession",
     "SessionOptions",
+    "convert",
     "doctor",
+    "find_platform",
+    "install",
+    "load_runtime",
     "open_session",
+    "platforms",
+    "probe",
+    "remove",
 ]

@@ -31,6 +31,7 @@ class OnnxRuntime:
     name = "onnxruntime"
     supported = ("1.20", "2")
     pip = f'pip install "onnxruntime>={supported[0]},<{supported[1]}"'
+    suffix = ".onnx"
 
     def missing(self) -> str | None:
         return None if importlib.util.find_spec("onnxruntime") else self.pip
@@ -39,6 +40,9 @@ class OnnxRuntime:
         import onnxruntime
 
         return str(onnxruntime.__version__)
+
+    def convert(self, source: str, out: str, options: SessionOptions) -> None:
+        raise NotImplementedError(f"{self.name} reads ONNX itself")
 
     def open(self, path: str, options: SessionOptions) -> "OrtSession":
         return OrtSession(path, options)

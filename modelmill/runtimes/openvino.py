@@ -31,6 +31,7 @@ class OpenVino:
     name = "openvino"
     supported = ("2025.0", "2027")
     pip = f'pip install "openvino>={supported[0]},<{supported[1]}"'
+    suffix = ".onnx"
 
     def missing(self) -> str | None:
         return None if importlib.util.find_spec("openvino") else self.pip
@@ -40,6 +41,9 @@ class OpenVino:
 
         # "2026.4.1-22982-abcdef-releases/2026/4": the release, then the build
         return str(openvino.get_version()).split("-", 1)[0]
+
+    def convert(self, source: str, out: str, options: SessionOptions) -> None:
+        raise NotImplementedError(f"{self.name} reads ONNX itself")
 
     def open(self, path: str, options: SessionOptions) -> "OvSession":
         if not options.optimize:

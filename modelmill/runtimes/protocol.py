@@ -78,14 +78,14 @@ class ExecutedOp:
     precision  numpy-like name of the type it works in: "uint8", "float32"
     kind       "integer": works on 8-bit (or smaller) tensors; "float": computes in floating point;
                "conversion": only changes number format or layout; "other": shapes, indices, masks
-    us         microseconds in one inference
+    us         microseconds in one inference; None where the engine cannot time a single kernel
     """
 
     name: str
     op: str
     precision: str
     kind: Kind
-    us: float
+    us: float | None
 
     @property
     def integer(self) -> bool:
@@ -128,11 +128,21 @@ class Runtime(Protocol):
     def pip(self) -> str:
         """The line that installs such a version."""
 
+    @property
+    def suffix(self) -> str:
+        """Of the files it opens: ".onnx" if it reads ONNX itself, else of what `convert` writes."""
+
     def missing(self) -> str | None:
         """The line `pip`, or None if the engine is there. Must not import it."""
 
     def version(self) -> str:
         """Version of the engine; imports it, so it also proves that it can be loaded."""
 
+    def convert(self, source: str, out: str, options: SessionOptions) -> None:
+        """Write the engine's own file `out` for the ONNX file `source`: a float model, or a
+        quantized one as `ir.to_qdq` writes it, whose encodings the engine then works with. More
+        files beside it share its stem. Never called where `suffix` is ".onnx".
+        """
+
     def open(self, path: str, options: SessionOptions) -> Session:
-        """Load the model at `path`."""
+        """Load the model at `path`, a file with the suffix `suffix`."""

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from modelmill import plugins
+from modelmill.runtimes.platforms import load_runtime
 from modelmill.runtimes.protocol import Arrays, Runtime, Session, SessionOptions
 from modelmill.runtimes.wire import Channel
 
@@ -93,6 +93,8 @@ def _served(sessions: list[Session], request: dict[str, Any], arrays: Arrays) ->
             session, head = _open(request)
             sessions.append(session)
             return head, {}
+        if request["what"] == "convert":
+            return _convert(request), {}
         return _REQUESTS[request["what"]](sessions[0], request, arrays)
     except RefusalError as error:
         return _refused(error.kind, str(error)), {}
@@ -114,7 +116,7 @@ class RefusalError(Exception):
 
 def _runtime(name: str) -> Runtime:
     try:
-        runtime: Runtime = plugins.load("modelmill.runtimes", name)
+        runtime = load_runtime(name)
     except ValueError as error:
         raise RefusalError("user", str(error)) from error
     if line := runtime.missing():
@@ -123,6 +125,27 @@ def _runtime(name: str) -> Runtime:
 
 
 def _open(request: dict[str, Any]) -> tuple[Session, dict[str, Any]]:
+    runtime, options = _prepare(request)
+    path = request["path"]
+    if path.endswith(".onnx") and runtime.suffix != ".onnx":
+        source, path = path, str(Path.cwd() / f"converted{runtime.suffix}")
+        runtime.convert(source, path, options)
+    session = runtime.open(path, options)
+    return session, {
+        "inputs": list(session.inputs),
+        "outputs": list(session.outputs),
+        "version": runtime.version(),
+    }
+
+
+def _convert(request: dict[str, Any]) -> dict[str, Any]:
+    runtime, options = _prepare(request)
+    runtime.convert(request["path"], request["out"], options)
+    return {"version": runtime.version()}
+
+
+def _prepare(request: dict[str, Any]) -> tuple[Runtime, SessionOptions]:
+    """The engine asked for, with the limits of this process set as the options say."""
     facts = request["options"]
     options = SessionOptions(**{**facts, "cpus": tuple(facts["cpus"])})
     if options.cpus and hasattr(os, "sched_setaffinity"):
@@ -130,13 +153,7 @@ def _open(request: dict[str, Any]) -> tuple[Session, dict[str, Any]]:
     if options.memory_limit_mib is not None:
         limit = options.memory_limit_mib * 2**20
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    runtime = _runtime(request["runtime"])
-    session = runtime.open(request["path"], options)
-    return session, {
-        "inputs": list(session.inputs),
-        "outputs": list(session.outputs),
-        "version": runtime.version(),
-    }
+    return _runtime(request["runtime"]), options
 
 
 def _run(session: Session, request: dict[str, Any], feeds: Arrays) -> Reply:

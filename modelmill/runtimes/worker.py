@@ -3,8 +3,8 @@
 `open_session` starts a worker, which loads the engine and the model; the `RemoteSession` sends it
 batches. Whatever becomes of the worker is one `DeploymentError` here: the signal that ended it with
 its last words, a time-out (the whole process group is stopped), or the exception that the engine
-raised. The worker gets this package by its path and nothing else from this environment, so `python`
-may be an interpreter of another one.
+raised. The worker gets this package by its path and nothing else from this environment, so its
+interpreter may be that of another one: see `platforms`.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import weakref
@@ -24,6 +23,7 @@ from typing import IO, Any, NoReturn, Self
 
 import numpy as np
 
+from modelmill.runtimes.platforms import Platform, find_platform
 from modelmill.runtimes.protocol import (
     Arrays,
     DeploymentError,
@@ -62,20 +62,19 @@ def open_session(
     runtime: str,
     path: str | os.PathLike[str],
     options: SessionOptions = _DEFAULT,
-    python: str = sys.executable,
 ) -> "RemoteSession":
-    """Load the model at `path` with the engine `runtime` (a name, or the path of an adapter file).
+    """Load the model at `path` with the engine `runtime`: a platform (`ncnn`,
+    `onnxruntime@1.24.4`), or the path of an adapter file. An ONNX file is first converted where the
+    engine has a format of its own.
 
     Raises:
-        ValueError: no such file or runtime.
+        ValueError: no such file or runtime, or two environments claim the platform.
         EngineMissing: the engine is not installed.
         DeploymentError: it crashed, hung, ran out of memory, or refused the model.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path}: no such model file; give the path of one that {runtime} loads")
-    process = _Process(runtime, python, options.timeout_s)
-    asked = {"runtime": _resolved(runtime), "path": str(path.resolve()), "options": asdict(options)}
+    path, platform = _existing(path, runtime), find_platform(runtime)
+    process = _Process(platform, options.timeout_s)
+    asked = {"path": str(path.resolve()), "options": asdict(options)}
     try:
         head, _ = process.ask("open", f"load {path.name}", asked, {})
     except BaseException:
@@ -84,17 +83,50 @@ def open_session(
     return RemoteSession(process, runtime, path, options, head)
 
 
-def probe(runtime: str, python: str = sys.executable, timeout_s: float = 60.0) -> str:
+def convert(
+    runtime: str,
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    options: SessionOptions = _DEFAULT,
+) -> None:
+    """Write the engine's own file `out`, and what belongs to it, for the ONNX file `source`.
+
+    Raises:
+        ValueError: no such file or runtime.
+        EngineMissing: the engine is not installed.
+        DeploymentError: it crashed, hung, ran out of memory, or refused the model.
+    """
+    source = _existing(source, runtime)
+    process = _Process(find_platform(runtime), options.timeout_s)
+    asked = {
+        "path": str(source.resolve()),
+        "out": str(Path(out).resolve()),
+        "options": asdict(options),
+    }
+    try:
+        process.ask("convert", f"convert {source.name}", asked, {})
+    finally:
+        process.stop()
+
+
+def _existing(path: str | os.PathLike[str], runtime: str) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path}: no such model file; give the path of one that {runtime} loads")
+    return path
+
+
+def probe(runtime: str, timeout_s: float = 60.0) -> str:
     """Version of the engine, which is loaded in a worker to see that it can be.
 
     Raises:
-        ValueError: no such runtime.
+        ValueError: no such runtime, or two environments claim the platform.
         EngineMissing: the engine is not installed.
         DeploymentError: it cannot be loaded.
     """
-    process = _Process(runtime, python, timeout_s)
+    process = _Process(find_platform(runtime), timeout_s)
     try:
-        head, _ = process.ask("probe", "load the engine", {"runtime": _resolved(runtime)}, {})
+        head, _ = process.ask("probe", "load the engine", {}, {})
     finally:
         process.stop()
     return str(head["version"])
@@ -191,16 +223,17 @@ class RemoteSession:
 class _Process:
     """A worker process, which is started at once, and the connection to it."""
 
-    def __init__(self, runtime: str, python: str, timeout_s: float) -> None:
+    def __init__(self, platform: Platform, timeout_s: float) -> None:
         self.peak_kib = 0
-        self._runtime = runtime
+        self._runtime = platform.name
+        self._adapter = _resolved(platform.runtime)
         self._timeout_s = timeout_s
         self._ended: DeploymentError | None = None
         self._errors = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (closed by `_release`)
         scratch = tempfile.mkdtemp(prefix="modelmill-worker-")
         try:
             self._popen = subprocess.Popen(
-                [python, "-P", "-c", _BOOTSTRAP, str(_PACKAGE), str(os.getpid())],
+                [platform.python, "-P", "-c", _BOOTSTRAP, str(_PACKAGE), str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -211,7 +244,9 @@ class _Process:
         except OSError as error:
             self._errors.close()
             shutil.rmtree(scratch, ignore_errors=True)
-            raise DeploymentError(f"cannot start a worker with {python}: {error}") from error
+            raise DeploymentError(
+                f"cannot start a worker with {platform.python}: {error}"
+            ) from error
         self._release = weakref.finalize(self, _release, self._popen, self._errors, scratch)
         assert self._popen.stdin is not None and self._popen.stdout is not None
         self._channel = Channel(self._popen.stdout.fileno(), self._popen.stdin.fileno())
@@ -224,7 +259,8 @@ class _Process:
             raise EngineError(f"the {self._runtime} session is closed; open another one")
         deadline = time.monotonic() + self._timeout_s
         try:
-            request = {"what": what, "timeout_s": self._timeout_s, **facts}
+            request = {"what": what, "runtime": self._adapter, **facts}
+            request["timeout_s"] = self._timeout_s
             self._channel.send(request, arrays, deadline)
             head, results = self._channel.receive(deadline)
         except TypeError as error:

@@ -5,7 +5,7 @@ A target is one frozen value in one file. Nothing here computes; `planning` read
 carries its source.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from modelmill import plugins
@@ -140,12 +140,19 @@ class Target:
 
 
 def load_target(name: str) -> Target:
-    """The target of that name, or of the file at that path.
+    """The target of that name, or of the file at that path; NAME@VERSION is the target on that
+    version of its engine.
 
     Raises:
-        ValueError: no such target (lists the choices), or the file's PLUGIN is something else.
+        ValueError: no such target (lists the choices), the file's PLUGIN is something else, or a
+            version of a target that no engine here runs.
     """
-    found = plugins.load("modelmill.targets", name)
+    stem, _, version = name.rpartition("@") if "@" in name else (name, "", "")
+    found = plugins.load("modelmill.targets", stem)
     if not isinstance(found, Target):
-        raise ValueError(f"the PLUGIN of {name} is a {type(found).__name__}, not a Target")
-    return found
+        raise ValueError(f"the PLUGIN of {stem} is a {type(found).__name__}, not a Target")
+    if not version:
+        return found
+    if found.runtime is None:
+        raise ValueError(f"{name}: no engine here runs {stem}, so it has no version; say -t {stem}")
+    return replace(found, name=name, runtime=f"{found.runtime}@{version}")
