@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from modelmill.line.page_cross import lines
 from modelmill.line.report import Deployment, Finding, Report
 
 NUMBER = re.compile(r"[-+?]?[\d.,]*( \w?i?B)?$")
@@ -61,6 +62,8 @@ def print_report(report: Report) -> None:
         ),
         [_row(report, deployment) for deployment in report.deployments],
     )
+    for line in lines(report.cross_agreement):
+        click.echo(line)
     for finding in report.findings:
         _print_finding(finding)
     folder = Path(report.folder)

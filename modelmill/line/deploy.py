@@ -20,8 +20,12 @@ from modelmill import ir, tasks
 from modelmill.executor.integer import IntegerModule
 from modelmill.latency import Latency, compare, measure
 from modelmill.line.agreement import Agreement, exposed
+from modelmill.line.convert import engine_file, size
+from modelmill.line.cross import kept
 from modelmill.line.job import FLOAT_ARTIFACT, Job
+from modelmill.line.quantize import Quantized
 from modelmill.line.report import (
+    SIMULATED,
     AgreementReport,
     Deployment,
     LatencyReport,
@@ -61,6 +65,7 @@ def simulate_and_compare(job: Job, target: Target, artifact: Path) -> tuple[Scor
     graph = ir.load(artifact)
     module = IntegerModule(*ir.from_qdq(graph), target.arithmetic)
     opened, codes = exposed(graph)
+    assert target.runtime is not None
     path = artifact.with_name(f".{artifact.stem}.exposed.onnx")
     ir.save(opened, path)
     source, dataset = job.source, job.images.evaluation
@@ -80,15 +85,15 @@ def simulate_and_compare(job: Job, target: Target, artifact: Path) -> tuple[Scor
 
 
 def time_against_float(
-    job: Job, runtime: str, path: Path, feeds: Mapping[str, np.ndarray]
+    job: Job, runtime: str, paths: Mapping[str, Path], feeds: Mapping[str, np.ndarray]
 ) -> tuple[Latency, Latency, RemoteFacts]:
-    """Latency of the float artifact and of `path` on one engine, one thread, in turns; and what the
-    latter ran.
+    """Latency of the files "float" and "quantized" on one engine, one thread, in turns; and what
+    the latter ran.
     """
     options = job.session(1, job.source.scoring_batch(1))
     with (
-        open_session(runtime, job.store.path(FLOAT_ARTIFACT), options) as reference,
-        open_session(runtime, path, options) as candidate,
+        open_session(runtime, paths["float"], options) as reference,
+        open_session(runtime, paths["quantized"], options) as candidate,
     ):
         found = measure({"float": reference, "quantized": candidate}, dict(feeds), job.effort)
         executed = tuple(candidate.executed())
@@ -192,20 +197,25 @@ def tensor_rows(agreement: Agreement) -> list[dict[str, Any]]:
 
 
 def deployment(
-    job: Job, target: Target, path: Path, verdicts: list[Json]
+    job: Job, target: Target, qdq: Path, verdicts: list[Json]
 ) -> tuple[Json, dict[str, bytes]]:
     """Everything about one artifact on one engine: the Deployment as JSON, and its details file.
 
     Raises:
         DeploymentError: the engine refused, crashed, hung or ran out of memory.
     """
+    runtime = target.runtime
+    assert runtime is not None
+    path, converted = engine_file(job, runtime, qdq)
+    reference_path, _ = engine_file(job, runtime, job.store.path(FLOAT_ARTIFACT))
     start = time.perf_counter()
-    deployed, peak = score(job, target.runtime, path, f"score on {target.name}")
-    simulated, agreement = simulate_and_compare(job, target, path)
+    deployed, peak = score(job, runtime, path, f"score on {target.name}")
+    simulated, agreement = simulate_and_compare(job, target, qdq)
     evaluated = time.perf_counter() - start
     with job.show.step(f"time {target.name}"):
         feeds = _one_batch(job.source, job.images.evaluation)
-        reference, candidate, facts = time_against_float(job, target.runtime, path, feeds)
+        paths = {"float": reference_path, "quantized": path}
+        reference, candidate, facts = time_against_float(job, runtime, paths, feeds)
     details = {
         "target": target.name,
         "tensors": tensor_rows(agreement),
@@ -217,11 +227,11 @@ def deployment(
     }
     result = Deployment(
         target=target.name,
-        runtime=target.runtime,
+        runtime=runtime,
         version=facts.version,
         precision=job.options.precision,
         artifact=f"artifacts/{path.name}",
-        bytes=path.stat().st_size,
+        bytes=size(path),
         score=score_report(deployed, simulated, job.source),
         agreement=agreement_report(agreement),
         latency_ms=latency_report(candidate),
@@ -229,10 +239,46 @@ def deployment(
         speedup=speedup_report(reference, candidate, job.options.seed),
         peak_memory_mib=round(max(peak, facts.peak_memory_mib), 1),
         fallback_ops=fallbacks(target, verdicts, facts.executed),
-        seconds={"evaluate": round(evaluated, 3)},
+        seconds={"convert": converted, "evaluate": round(evaluated, 3)},
+        qdq=f"artifacts/{qdq.name}",
     )
     file = f"details/{target.name}.json"
-    return asdict(result), {file: json.dumps(details).encode()}
+    predictions = kept(job.source.task, target.name, deployed)
+    return asdict(result), {file: json.dumps(details).encode(), **predictions}
+
+
+def simulation(job: Job, made: Quantized, artifact: str, exports: Mapping[str, bytes]) -> Json:
+    """The Deployment, as JSON, of a target that no engine here runs: its score is simulated.
+
+    `exports` are the files for its toolchain, the first of which is the `artifact`.
+    """
+    target, source, dataset = made.target, job.source, job.images.evaluation
+    start = time.perf_counter()
+    module = made.simulate()
+    subset = dataset.subset(range(min(job.options.simulate, len(dataset))))
+    batch = source.scoring_batch(min(AGREEMENT_BATCH, len(subset)))
+    with job.show.step(f"simulate {target.name}", len(subset)) as advance:
+        result = tasks.evaluate(
+            source.task,
+            lambda feeds: {name: y.numpy() for name, y in module(feeds).items()},
+            subset,
+            source.card,
+            batch,
+            source.input_name,
+            advance,
+        )
+    made_of = Deployment(
+        target=target.name,
+        runtime=SIMULATED,
+        version="",
+        precision=job.options.precision,
+        artifact=artifact,
+        bytes=sum(map(len, exports.values())),
+        score=ScoreReport(None, result.value, 0, result.n, None, dict(result.metrics)),
+        seconds={"evaluate": round(time.perf_counter() - start, 3)},
+        exports=tuple(exports),
+    )
+    return asdict(made_of)
 
 
 def _one_batch(source: Source, dataset: Dataset) -> dict[str, np.ndarray]:

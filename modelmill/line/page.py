@@ -21,6 +21,7 @@ import numpy as np
 from modelmill.line import charts
 from modelmill.line.charts import Axis, Mark
 from modelmill.line.findings import WEAK_LAYER_DB
+from modelmill.line.page_cross import matrix
 from modelmill.line.report import Deployment, Finding, Report
 from modelmill.line.store import Json, Store
 from modelmill.records.machine import has_vnni
@@ -83,6 +84,7 @@ def render(report: Report, store: Store, logs: Mapping[str, Json]) -> str:
         environment=_environment(manifest, report, details),
         recipe=_recipe(manifest),
         again=_again(report),
+        cross=matrix(report.cross_agreement),
         version=manifest.get("versions", {}).get("modelmill", ""),
     )
 
@@ -120,7 +122,7 @@ class Unit:
 
 def headline(report: Report, unit: Unit) -> str:
     """Why the build is accepted or not, in one sentence."""
-    drops = {d.target: _drop(report, d) for d in report.deployments if d.score is not None}
+    drops = {d.target: report.drop(d) for d in report.deployments if d.score is not None}
     allowed = f"{unit.amount(report.max_drop)} may be lost"
     base = f"float ({unit.score(report.float_score['score'])} {unit.label})"
     if not report.accepted:
@@ -142,15 +144,10 @@ def headline(report: Report, unit: Unit) -> str:
         return "No deployment was asked for."
     worst = max(drops, key=lambda target: drops[target])
     if drops[worst] <= 0:
-        return f"On every engine the score is not below {base}."
+        return f"On every target the score is not below {base}."
     if len(drops) == 1:
         return f"{worst} loses {unit.amount(drops[worst])} against {base}; {allowed}."
     return f"The largest loss against {base} is {unit.amount(drops[worst])}, on {worst}; {allowed}."
-
-
-def _drop(report: Report, deployment: Deployment) -> float:
-    assert deployment.score is not None
-    return float(report.float_score["score"]) - deployment.score.deployed
 
 
 def _speed(report: Report) -> str:
@@ -337,10 +334,16 @@ def _accuracy(report: Report, unit: Unit) -> Chart | None:
     scored = [(d, d.score) for d in report.deployments if d.score is not None]
     if not scored:
         return None
-    drops = [-_drop(report, d) for d, _ in scored]
+    drops = [-report.drop(d) for d, _ in scored]
     axis = charts.span([0.0, -report.max_drop, report.max_drop / 4, *drops])
     rows = []
     for (d, score), drop in zip(scored, drops, strict=True):
+        if score.deployed is None or score.deployed_same is None:
+            simulated = f"simulated {unit.score(score.simulated)} ({unit.delta(drop)})"
+            ring = [Mark(drop, "simulated", f"{d.target}: {simulated}", radius=9)]
+            svg = charts.differences(axis, -report.max_drop, ring)
+            rows.append(Row(d.target, (("simulated", simulated),), svg))
+            continue
         apart = score.simulated - score.deployed_same
         deployed = f"deployed {unit.score(score.deployed)} ({unit.delta(drop)})"
         simulated = f"simulated {unit.score(score.simulated)} (Δ {unit.delta(apart)})"
@@ -479,12 +482,12 @@ def _share(part: int, whole: int) -> str:
 
 def _kernels(target: str, executed: Sequence[Json]) -> tuple[str, tuple[tuple[str, str], ...]]:
     """Where one inference spends its time: a bar by kind of kernel, and its legend."""
-    total = sum(op["us"] for op in executed)
+    total = sum(op["us"] or 0.0 for op in executed)
     if not total > 0:
         return "", ()
     shares, words = [], []
     for kind in KINDS:
-        ops = [op["us"] for op in executed if op["kind"] == kind]
+        ops = [op["us"] or 0.0 for op in executed if op["kind"] == kind]
         if ops:
             text = f"{kind} {100 * sum(ops) / total:.0f} % ({_count(len(ops), 'kernel')})"
             shares.append((f"kind-{kind}", sum(ops) / total, text))

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-VERSION = 1
+VERSION = 2
+SIMULATED = "simulated"
+FLOAT = "float"  # what the float model is called among the deployments
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """deployed: on the real engine, n images. simulated (+ deployed_same): both on the first
-    `simulated_n` of them.
+    """deployed: on the real engine, n images; None where no engine here runs the target. simulated
+    (+ deployed_same): both on the first `simulated_n` of them. metrics: of the deployed score, or
+    of the simulated one where that is all there is.
     """
 
-    deployed: float
+    deployed: float | None
     simulated: float
     n: int
     simulated_n: int
-    deployed_same: float
+    deployed_same: float | None
     metrics: dict[str, float]
 
 
@@ -81,8 +84,10 @@ class SpeedupReport:
 
 @dataclass(frozen=True)
 class Deployment:
-    """One target's outcome. failed (+): None, or why there is no result; then the other facts are
-    None.
+    """One target's outcome. runtime is "simulated" where no engine here runs the target; then
+    everything an engine would tell is None. qdq (+): the ONNX file with the plan, which `artifact`,
+    the engine's own file, was made from; exports (+): files for the target's toolchain. failed (+):
+    None, or why there is no result; then the other facts are None.
     """
 
     target: str
@@ -100,6 +105,46 @@ class Deployment:
     fallback_ops: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     failed: str | None = None
+    qdq: str | None = None
+    exports: tuple[str, ...] = ()
+
+    @property
+    def simulated(self) -> bool:
+        """Whether no engine here runs the target."""
+        return self.runtime == SIMULATED
+
+
+@dataclass(frozen=True)
+class CrossAgreement:
+    """(+) How alike the deployments answer: rows[i][j] is `metric` of names[i] on the first `n`
+    pictures with the answers of names[j] as truth; None where these hold nothing to find. The first
+    name is "float", the float model.
+    """
+
+    metric: str
+    n: int
+    names: tuple[str, ...]
+    rows: tuple[tuple[float | None, ...], ...]
+
+    def least(self, *among: str) -> tuple[float, str, str] | None:
+        """The smallest agreement of two different ones of `among`, and their names."""
+        pairs = [
+            (share, a, b)
+            for a, row in zip(self.names, self.rows, strict=True)
+            for b, share in zip(self.names, row, strict=True)
+            if a != b and a in among and b in among and share is not None
+        ]
+        return min(pairs) if pairs else None
+
+    def to_json(self) -> dict[str, Any]:
+        """As in report.json."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> CrossAgreement:
+        """The inverse of `to_json`."""
+        rows = tuple(map(tuple, data["rows"]))
+        return CrossAgreement(data["metric"], data["n"], tuple(data["names"]), rows)
 
 
 @dataclass(frozen=True)
@@ -117,6 +162,18 @@ class Report:
     peak_memory_mib: float
     seconds: float
     folder: str = ""
+    cross_agreement: CrossAgreement | None = None
+
+    def drop(self, deployment: Deployment) -> float:
+        """What a deployment loses against float; a simulated one on the images it was simulated on.
+
+        It must have a score.
+        """
+        score = deployment.score
+        assert score is not None
+        if score.deployed is not None:
+            return float(self.float_score["score"]) - score.deployed
+        return float(self.float_score["score_same"]) - score.simulated
 
     def to_json(self) -> dict[str, Any]:
         """As written to report.json."""
@@ -132,6 +189,7 @@ class Report:
             "max_drop": self.max_drop,
             "peak_memory_mib": self.peak_memory_mib,
             "seconds": self.seconds,
+            "cross_agreement": self.cross_agreement and self.cross_agreement.to_json(),
         }
 
 
@@ -148,5 +206,6 @@ def deployment_from_json(data: dict[str, Any]) -> Deployment:
     for key, kind in kinds.items():
         if held.get(key) is not None:
             held[key] = kind(**held[key])
-    held["fallback_ops"] = tuple(held["fallback_ops"])
+    for key in ("fallback_ops", "exports"):
+        held[key] = tuple(held[key])
     return Deployment(**held)

@@ -12,7 +12,9 @@ from dataclasses import replace
 from functools import partial
 
 from modelmill import ir, plugins, tasks
-from modelmill.line import deploy, filing, findings, manifest, page
+from modelmill.line import cross, deploy, filing, findings, manifest, page
+from modelmill.line.artifact import check_engine
+from modelmill.line.convert import engine_file
 from modelmill.line.job import FLOAT_ARTIFACT, Job
 from modelmill.line.options import BuildOptions
 from modelmill.line.parity import check_parity
@@ -24,16 +26,16 @@ from modelmill.line.quantize import (
     prepare_graph,
     quantize_all,
 )
-from modelmill.line.report import Deployment, Report, deployment_from_json
+from modelmill.line.report import FLOAT, Deployment, Report, deployment_from_json
 from modelmill.line.show import SILENT, Show
 from modelmill.line.source import Source, load_images, load_source
 from modelmill.line.store import Json, Store, file_hash
 from modelmill.records.machine import this_machine
-from modelmill.runtimes import DeploymentError, EngineMissing
-from modelmill.runtimes.worker import probe
+from modelmill.runtimes import DeploymentError, probe
 from modelmill.targets import Target, load_target
 
 CALIBRATION_BATCH = 64
+REFERENCE = "onnxruntime"  # scores the float model where every target is simulated
 
 
 def build(options: BuildOptions, show: Show = SILENT) -> Report:
@@ -62,7 +64,7 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
 
     # 3. The executor must compute what the engines compute, or nothing later means anything.
     broken: dict[str, str] = {}  # engines that fail on the float model already, and how
-    for runtime in sorted({target.runtime for target in chosen.values()}):
+    for runtime in sorted({t.runtime for t in chosen.values() if t.runtime is not None}):
         try:
             check_parity(job, runtime)
         except DeploymentError as error:
@@ -81,7 +83,10 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
     # 6. Each target on its engine: score, simulate, compare, time. What fails costs that one only.
     deployments = tuple(_deploy(job, t, logs[name], broken) for name, t in chosen.items())
 
-    # 7. Accept or not, report, manifest, records.
+    # 7. Do they all say the same of a picture?
+    alike = cross.cross_agreement(job, [d.target for d in deployments if d.failed is None])
+
+    # 8. Accept or not, report, manifest, records.
     report = Report(
         model=_model_facts(source, graph),
         task=source.task.name,
@@ -94,6 +99,7 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
         peak_memory_mib=round(_peak_memory_mib(), 1),
         seconds=round(time.perf_counter() - start, 2),
         folder=str(options.out),
+        cross_agreement=alike,
     )
     report = findings.conclude(report, notes, logs, options.allow_fallback)
     store.write_json("report.json", report.to_json())
@@ -106,15 +112,11 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
 
 
 def check_engines(chosen: Iterable[Target], precision: str) -> None:
-    """Raise ValueError if a target lacks the precision or its engine is not installed."""
+    """Raise ValueError if a target lacks the precision, or its engine is not here as it should."""
     for target in chosen:
         target.scheme(precision)
-        missing = plugins.load("modelmill.runtimes", target.runtime).missing()
-        if missing:
-            raise EngineMissing(
-                f"target {target.name} needs {target.runtime}, which is not installed; "
-                f"run: {missing}"
-            )
+        if target.runtime is not None:
+            check_engine(target.runtime, f"target {target.name} needs")
 
 
 def _quantize(
@@ -132,7 +134,7 @@ def _quantize(
         def run() -> tuple[Json, dict[str, bytes]]:
             if not quantized:
                 quantized.update(quantize_all(job.graph, chosen, where, batches, recipe, job.show))
-            made = quantized[name]
+            made, target = quantized[name], chosen[name]
             log = {
                 "seconds": round(made.seconds, 3),
                 "plan": made.plan.fingerprint(),
@@ -140,14 +142,33 @@ def _quantize(
                 "protected": [vars(p) for p in made.protected],
                 "layers": [vars(q) for q in made.quality],
             }
-            return log, {_artifact(name): ir.to_bytes(made.to_qdq())}
+            files = _exports(made)
+            if target.runtime is not None:
+                return log, {_artifact(name): ir.to_bytes(made.to_qdq()), **files}
+            artifact = next(iter(files), "")
+            return {**log, "deployment": deploy.simulation(job, made, artifact, files)}, files
 
         return run
 
     return {
-        name: job.store.step(f"quantize-{name}", {**job.key, "target": repr(target)}, compute(name))
+        name: job.store.step(f"quantize-{name}", _inputs(job, target), compute(name))
         for name, target in chosen.items()
     }
+
+
+def _inputs(job: Job, target: Target) -> Json:
+    """What the quantization for a target depends on; where it is simulated, on how much too."""
+    found = {**job.key, "target": repr(target)}
+    return found if target.runtime is not None else {**found, "simulate": job.options.simulate}
+
+
+def _exports(made: Quantized) -> dict[str, bytes]:
+    """The files for the target's toolchain: {name under the folder: bytes}."""
+    found = {}
+    for export in made.target.export:
+        for suffix, data in plugins.load("modelmill.export", export)(made.graph, made.plan).items():
+            found[f"artifacts/{made.target.name}{suffix}"] = data
+    return found
 
 
 def _artifact(target: str) -> str:
@@ -158,11 +179,22 @@ def _float_score(job: Job, chosen: Mapping[str, Target], broken: dict[str, str])
     """The score of the first engine that runs the float model; those that fail join `broken`."""
 
     def compute(runtime: str) -> tuple[Json, dict[str, bytes]]:
-        path = job.store.path(FLOAT_ARTIFACT)
+        path, _ = engine_file(job, runtime, job.store.path(FLOAT_ARTIFACT))
         result, _ = deploy.score(job, runtime, path, f"score float on {runtime}")
-        return {"score": result.value, "n": result.n, "metrics": result.metrics}, {}
+        first = min(job.options.simulate, result.n)
+        task, card = job.source.task, job.source.card
+        same = task.score(result.predictions[:first], result.truths[:first], card)
+        found = {
+            "score": result.value,
+            "n": result.n,
+            "metrics": result.metrics,
+            "score_same": same[result.metric],
+            "simulated_n": first,
+        }
+        return found, cross.kept(job.source.task, FLOAT, result)
 
-    for runtime in dict.fromkeys(target.runtime for target in chosen.values()):
+    engines = [t.runtime for t in chosen.values() if t.runtime is not None]
+    for runtime in dict.fromkeys(engines or [REFERENCE]):
         if runtime in broken:
             continue
         try:
@@ -175,6 +207,10 @@ def _float_score(job: Job, chosen: Mapping[str, Target], broken: dict[str, str])
 
 def _deploy(job: Job, target: Target, log: Json, broken: Mapping[str, str]) -> Deployment:
     """One target's facts, or the reason why there are none."""
+    seconds = {"quantize": log["seconds"]}
+    if target.runtime is None:
+        held = log["deployment"]
+        return deployment_from_json({**held, "seconds": {**seconds, **held["seconds"]}})
     artifact = _artifact(target.name)
     path = job.store.path(artifact)
     inputs = {
@@ -183,7 +219,6 @@ def _deploy(job: Job, target: Target, log: Json, broken: Mapping[str, str]) -> D
         "artifact": file_hash(path),
         "simulate": job.options.simulate,
     }
-    seconds = {"quantize": log["seconds"]}
     try:
         if target.runtime in broken:
             raise DeploymentError(broken[target.runtime])
@@ -203,6 +238,7 @@ def _deploy(job: Job, target: Target, log: Json, broken: Mapping[str, str]) -> D
             bytes=path.stat().st_size,
             seconds=seconds,
             failed=str(error),
+            qdq=artifact,
         )
     return deployment_from_json({**held, "seconds": {**seconds, **held["seconds"]}})
 

@@ -381,7 +381,10 @@ def test_an_engine_that_fails_costs_its_deployment_only(
         (tmp_path / "engine.py").write_text(ENGINE.format(file="", deed="pass"))
         assert run(*asked, "--resume").exit_code == 0  # what failed is tried again
         steps = json.loads((out / "manifest.json").read_bytes())["steps"]
-        assert steps["done"] == ["deploy-chip"] and "deploy-ort_cpu" in steps["reused"]
+        assert (
+            steps["done"] == ["deploy-chip", "cross-agreement"]
+            and "deploy-ort_cpu" in steps["reused"]
+        )
 
 
 def test_no_engine_runs_the_float_model(run, tiny, tmp_path, chip_on):
@@ -444,5 +447,5 @@ def test_finished_steps_survive(run, interrupted, number):
     assert result.exit_code == 0, result.output
     steps = json.loads((out / "manifest.json").read_bytes())["steps"]
     assert {"parity-onnxruntime", "float-score", "quantize-ort_cpu"} <= set(steps["reused"])
-    assert steps["done"] == ["deploy-ort_cpu"]
+    assert steps["done"] == ["deploy-ort_cpu", "cross-agreement"]
     assert (out / "artifacts" / "ort_cpu.onnx").stat().st_mtime_ns == before

@@ -45,6 +45,7 @@ def test_the_report_has_the_keys_of_the_house(built):
     more = {"version", "max_drop", "peak_memory_mib", "seconds"}
     assert set(report) == more | {
         "model", "task", "metric", "float", "deployments", "accepted", "findings",
+        "cross_agreement",
     }  # fmt: skip
     assert set(report["model"]) == {"name", "fingerprint", "params", "macs", "input"}
     assert set(report["float"]) == {"score", "n", "metrics"}
@@ -52,7 +53,7 @@ def test_the_report_has_the_keys_of_the_house(built):
         assert set(d) == {
             "target", "runtime", "version", "precision", "artifact", "bytes", "score", "agreement",
             "latency_ms", "float_latency_ms", "speedup", "peak_memory_mib", "fallback_ops",
-            "seconds", "failed",
+            "seconds", "failed", "qdq", "exports",
         }  # fmt: skip
         assert set(d["score"]) >= {"deployed", "simulated", "n"}
         assert set(d["agreement"]) >= {"elements", "mismatched", "max_codes", "first_divergence"}
@@ -100,6 +101,21 @@ def test_the_score_is_that_of_the_artifact(built, tiny):
     assert report.deployments[0].score.deployed == pytest.approx(right.mean())
 
 
+def test_how_alike_they_answer(built):
+    """From the predictions that lie beside the details; counted here by hand."""
+    report, out = built
+    cross = report.cross_agreement
+    assert (cross.metric, cross.n, cross.names) == ("top1", 40, ("float", *BOTH))
+    first = []
+    for name in cross.names:
+        held = np.load(out / f"details/{name}.predictions.npz")
+        starts = np.cumsum(held["classes.count"].astype(int)) - held["classes.count"]
+        first.append(held["classes"][starts])
+    for i, row in enumerate(cross.rows):
+        assert row == pytest.approx([(first[i] == other).mean() for other in first])
+    assert [cross.rows[0][j] for j in (1, 2)] == [d.score.deployed for d in report.deployments]
+
+
 def test_every_fact_is_in_the_database(built):
     report, out = built
     found = Database(out / "records.db").query()
@@ -122,7 +138,7 @@ def test_resume_after_a_whole_build_files_nothing_twice(built, options):
     assert again.deployments == report.deployments and again.float_score == report.float_score
     assert len(Database(out / "records.db").query()) == before
     steps = json.loads((out / "manifest.json").read_bytes())["steps"]
-    assert steps["done"] == [] and len(steps["reused"]) == 7
+    assert steps["done"] == [] and len(steps["reused"]) == 8
 
 
 def test_the_manifest_gives_the_options_back(built, options, tmp_path):
@@ -214,7 +230,7 @@ def test_an_engine_that_fails_costs_one_deployment(options, tmp_path, way):
     assert again.deployments[0].failed is None and again.accepted
     assert again.deployments[1] == good
     steps = json.loads((out / "manifest.json").read_bytes())["steps"]
-    assert steps["done"] == ["deploy-bad"]
+    assert steps["done"] == ["deploy-bad", "cross-agreement"]
     assert {"quantize-bad", "quantize-ort_cpu", "deploy-ort_cpu", "float-score"} <= set(
         steps["reused"]
     )
