@@ -1,7 +1,8 @@
 """`Codes`: a quantized tensor in the simulation, and the small arithmetic around it.
 
 Codes are held minus their zero point ("centred"), integers in a float32 tensor: padding with the
-real 0 is then padding with 0, and ops that move elements run unchanged.
+real 0 is then padding with 0, and ops that move elements run unchanged. A logarithmic code of sign
+and magnitude m is held as +-(m + 1), the real 0 as 0, which keeps the order of the real numbers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ import torch
 from torch import Tensor
 
 from modelmill.numerics import Encoding
+from modelmill.numerics.encoding import SIGN_BIT
+from modelmill.numerics.spec import STEPS_PER_OCTAVE
+
+LOG_REACH = 128  # largest held logarithmic code
 
 
 @dataclass(frozen=True)
@@ -25,13 +30,46 @@ class Codes:
     @property
     def real(self) -> Tensor:
         """The real numbers, float32."""
+        if self.encoding.spec.logarithmic:
+            return _log_table(self.encoding)[self.centred.long() + LOG_REACH]
         return self.centred * scale_of(self.encoding, self.centred.dim())
 
     @property
     def codes(self) -> Tensor:
         """The codes as the engine stores them, int32."""
+        if self.encoding.spec.logarithmic:
+            m, sign_bit = self.centred.abs().int() - 1, SIGN_BIT * (self.centred < 0).int()
+            return torch.where(self.centred == 0, SIGN_BIT, m + sign_bit)
         zero_point = along(self.encoding.zero_point, self.encoding, self.centred.dim())
         return (self.centred + zero_point).int()
+
+
+def from_codes(stored: Tensor, encoding: Encoding) -> Codes:
+    """Codes as the engine stores them, any numeric type, in the form they are held here."""
+    if encoding.spec.logarithmic:
+        q = stored.float()
+        sign = torch.where(q == SIGN_BIT, 0.0, torch.where(q > SIGN_BIT, -1.0, 1.0))
+        return Codes(sign * (q % SIGN_BIT + 1), encoding)
+    zero_point = along(encoding.zero_point, encoding, stored.dim())
+    return Codes(stored.float() - zero_point, encoding)
+
+
+def to_logarithm(x: Tensor, encoding: Encoding) -> Codes:
+    """As `Encoding.quantize` rounds to logarithmic codes, in float64."""
+    magnitude, negative = x.abs().double(), x < 0
+    z = round(STEPS_PER_OCTAVE * float(np.log2(float(encoding.scale))))
+    m = torch.round(STEPS_PER_OCTAVE * torch.log2(magnitude) - z)
+    m = torch.clamp(torch.maximum(m, negative.double()), 0, LOG_REACH - 1)
+    smallest = torch.exp2((z + negative.double()) / STEPS_PER_OCTAVE - 1)
+    nothing = torch.where(negative, magnitude <= smallest, magnitude < smallest)
+    held = torch.where(nothing, 0.0, torch.where(negative, -1.0, 1.0) * (m + 1))
+    return Codes(held.float(), encoding)
+
+
+def _log_table(encoding: Encoding) -> Tensor:
+    """The real number of every held logarithmic code, from -128 to 128."""
+    held = torch.arange(-LOG_REACH, LOG_REACH + 1.0)
+    return torch.tensor(encoding.dequantize(Codes(held, encoding).codes.numpy()))
 
 
 def real(held: Tensor | Codes | None) -> Tensor:

@@ -4,6 +4,7 @@
 
 The gradient of rounding is taken as 1 and that of clamping is exact (straight-through estimator,
 Bengio, Leonard and Courville 2013, arXiv:1308.3432): 1 where q was inside, 0 where it was clamped.
+Logarithmic codes: `codes.to_logarithm`, the gradient likewise.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modelmill.executor.codes import to_logarithm
 from modelmill.numerics import Encoding
 
 
@@ -45,6 +47,8 @@ class FakeQuantize(nn.Module):
         return self._run(x, x)
 
     def _run(self, x: Tensor, out: Tensor | None) -> Tensor:
+        if self.encoding.spec.logarithmic:
+            return _log_fake(x, self.encoding)
         scale, low, high = self.scale, self.low, self.high
         axis = self.encoding.spec.axis
         if axis is not None:
@@ -61,6 +65,14 @@ def _fake(x: Tensor, scale: Tensor, limits: tuple[Any, Any], out: Tensor | None)
         result: Tensor = _StraightThrough.apply(x, scale, *limits)  # type: ignore[no-untyped-call]
         return result
     return torch.div(x, scale, out=out).round_().clamp_(*limits).mul_(scale)
+
+
+def _log_fake(x: Tensor, encoding: Encoding) -> Tensor:
+    result = to_logarithm(x.detach(), encoding).real.to(x.device)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return result
+    inside = x.clamp(float(encoding.low), float(encoding.high))
+    return result + (inside - inside.detach())
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from modelmill import ir
 from modelmill.executor.bind import Call, bind, tensor, unsupported
-from modelmill.executor.codes import Codes, along, real
+from modelmill.executor.codes import Codes, from_codes, real, to_logarithm
 from modelmill.executor.kernels import (
     ADD,
     AVERAGE_POOL,
@@ -137,10 +137,11 @@ class IntegerModule:
             return
         replaced = visit(name, result.codes)
         if replaced is not None:
-            zero_point = along(encoding.zero_point, encoding, replaced.dim())
-            found[name] = Codes(replaced.float() - zero_point, encoding)
+            found[name] = from_codes(replaced, encoding)
 
     def _quantize(self, x: Tensor, encoding: Encoding) -> Codes:
+        if encoding.spec.logarithmic:
+            return to_logarithm(x, encoding)
         return QUANTIZE[self.arithmetic.quantize](x, encoding)
 
     # ------------------------------------------------------------ one node
@@ -197,6 +198,8 @@ class IntegerModule:
             encoding = self.plan.at(name, *key)
             if not isinstance(encoding, Encoding):
                 return self.constants[name]
+            if key not in self.weights and encoding.spec.logarithmic:
+                self.weights[key] = to_logarithm(self.constants[name], encoding)
             if key not in self.weights:
                 array = self.arrays[name]
                 zero_point = encoding.zero_point
@@ -223,7 +226,7 @@ class IntegerModule:
             for i, v in enumerate(node.inputs[:2])
             if v is not None
         ]
-        if not sides or any(not isinstance(s, Encoding) for s in sides):
+        if not all(isinstance(s, Encoding) and not s.spec.logarithmic for s in sides) or not sides:
             return None
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and len(sides) == 2:
             return self._accumulate
@@ -260,7 +263,8 @@ class IntegerModule:
         x, w = self._input(node, 0, found), self._input(node, 1, found)
         bias = self._input(node, 2, found)
         assert isinstance(x, Codes) and isinstance(w, Codes)
-        offset = bias.centred if isinstance(bias, Codes) else None
+        scales = x.encoding.scale * w.encoding.scale
+        offset = _in_steps_of(scales, bias) if isinstance(bias, Codes) else None
         kind = self._exact(node, x.encoding, w.centred, offset)
         arguments = [x.centred.to(kind), w.centred.to(kind)]
         if offset is not None:
@@ -272,7 +276,7 @@ class IntegerModule:
             bias = bias.reshape(1, -1, *[1] * (accumulator.dim() - 2))
         sums = Sums(
             accumulator,
-            x.encoding.scale * w.encoding.scale,
+            scales,
             axis,
             bias if isinstance(bias, Tensor) else None,
             self._output(node),
@@ -310,6 +314,13 @@ class IntegerModule:
         if made is None:
             return self._call(node, found, centred=False)[0]  # type: ignore[return-value]
         return made
+
+
+def _in_steps_of(scales: np.ndarray, bias: Codes) -> Tensor:
+    """A bias in units of the accumulator; one that has a scale of its own is brought there."""
+    if bias.encoding.spec.bits == 32 or np.array_equal(bias.encoding.scale, scales):
+        return bias.centred
+    return torch.round(bias.real.double() / torch.tensor(np.asarray(scales, np.float64)))
 
 
 def _reach(node: ir.Node, x: Encoding, w_centred: Tensor, offset: Tensor | None) -> float:

@@ -8,6 +8,7 @@ every operation in float32 unless said otherwise):
       "multiply"         y = clamp(round(acc * (s_x s_w / s_y)))      clamp also does ReLU and Clip
       "range"            y = clamp(round(fma(acc * (s_x s_w) + b, k, -low k)))
       "dequantize"       r = acc * (s_x s_w) + b;  activation;  y = clamp(round(r / s_y))
+      "shift"            y = clamp(floor(acc * 2^-n + 1/2))           2^-n = s_x s_w / s_y
     Add "fma"            y = round(fma(x1, s1/sy, fma(x2, s2/sy, z_y - (s1/sy z1 + s2/sy z2)))), x1,
                          x2 codes
     Mul "multiply"       y = round(x1_a x2_a * (s1 s2 / sy) + z_y)
@@ -49,9 +50,15 @@ def quantize_by_range(x: Tensor, encoding: Encoding) -> Codes:
     return Codes(clamp(codes + float(encoding.spec.qmin - encoding.zero_point), encoding), encoding)
 
 
+def quantize_half_up(x: Tensor, encoding: Encoding) -> Codes:
+    steps = x / scale_of(encoding, x.dim())
+    return Codes(clamp(torch.floor(steps + 0.5), encoding), encoding)
+
+
 QUANTIZE: dict[str, Callable[[Tensor, Encoding], Codes]] = {
     "divide": quantize_by_division,
     "range": quantize_by_range,
+    "half_up": quantize_half_up,
 }
 
 # ------------------------------------------------------------ an accumulator becomes codes
@@ -94,7 +101,15 @@ def requantize_by_range(sums: Sums) -> Tensor | Codes:
     return real if sums.output is None else quantize_by_range(real, sums.output)
 
 
+def requantize_by_shift(sums: Sums) -> Tensor | Codes:
+    if sums.output is None or sums.bias is not None:
+        return requantize_to_real(sums)
+    shifted = sums.value.double() * sums.per_channel(sums.scale / sums.output.scale)
+    return Codes(clamp(torch.floor(shifted + 0.5).float(), sums.output), sums.output)
+
+
 REQUANTIZE: dict[str, Callable[[Sums], Tensor | Codes]] = {
+    "shift": requantize_by_shift,
     "multiply": requantize_by_ratio,
     "range": requantize_by_range,
     "dequantize": requantize_to_real,

@@ -19,6 +19,7 @@ class Arithmetic:
         accumulator).
         "range": to float32 by s_x * s_w, float bias, then as quantize "range".
         "dequantize": to float32 by s_x * s_w, float bias, activation, then quantized as any float.
+        "shift": all scales are powers of two: moved right by n bits, half rounded up.
     add: integer addition of two tensors.
         "fma": two fused multiply-adds on float32 scale ratios around one folded constant.
         "dequantize": both to float32, added, quantized.
@@ -34,11 +35,12 @@ class Arithmetic:
         "range": round(fma(x, n / (high - low), -low * n / (high - low))), n = levels - 1, of the
         range of the codes, all in float32 and the fused multiply-add rounded once, as OpenVINO's
         FakeQuantize is computed. Near a tie the two differ by one code.
+        "half_up": floor(x / s + 1/2) + z.
     """
 
-    requantize: Literal["multiply", "range", "dequantize"] = "dequantize"
+    requantize: Literal["multiply", "range", "dequantize", "shift"] = "dequantize"
     add: Literal["fma", "dequantize"] = "dequantize"
     multiply: Literal["ratio", "dequantize"] = "dequantize"
     average_pool: Literal["sequential", "dequantize"] = "dequantize"
     global_average_pool: Literal["ratio", "dequantize"] = "dequantize"
-    quantize: Literal["divide", "range"] = "divide"
+    quantize: Literal["divide", "range", "half_up"] = "divide"

@@ -3,12 +3,18 @@
 A real number x is held as an integer code q with x ~ scale * (q - zero_point), q in [qmin, qmax]
 (ONNX QuantizeLinear). A spec fixes the code range and whether scale and zero point are per tensor
 or per channel.
+
+A logarithmic code is a byte in sign and magnitude: its highest bit says negative, the other seven
+are m in x = +-scale * 2^(m / 16). Byte 128, a negative m = 0, is the real number 0, which makes it
+the zero point (HiSilicon NNIE, as MQBench's documentation of that hardware describes it).
 """
 
 import re
 from dataclasses import dataclass
 
 import numpy as np
+
+STEPS_PER_OCTAVE = 16  # of a logarithmic code
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,8 @@ class QuantSpec:
     symmetric: the zero point is fixed, at 0 for signed codes and at 2^(bits-1) for unsigned ones.
     axis: None for one scale per tensor, else the axis that has a scale per index.
     narrow: leave out the lowest code, so that a signed range is symmetric around 0.
+    power_of_two: the scale is 2^k, k an integer: chips that shift instead of multiplying.
+    logarithmic: codes are exponents, not multiples; see above. 8 bits, unsigned, symmetric.
 
     Invariants: qmin <= zero_point <= qmax for every encoding of this spec; symmetric specs have one
     possible zero point.
@@ -30,10 +38,19 @@ class QuantSpec:
     symmetric: bool = True
     axis: int | None = None
     narrow: bool = False
+    power_of_two: bool = False
+    logarithmic: bool = False
 
     def __post_init__(self) -> None:
         if not (2 <= self.bits <= 16 or self.bits == 32):
             raise ValueError(f"QuantSpec: bits must be 2..16, or 32 for a bias, not {self.bits}")
+        unlike = (self.bits, self.signed, self.symmetric) != (8, False, True)
+        other = self.axis is not None or self.narrow or self.power_of_two
+        if self.logarithmic and (unlike or other):
+            raise ValueError(
+                "QuantSpec: logarithmic codes are 8 bits, unsigned, symmetric and per tensor, "
+                "neither narrow nor power_of_two"
+            )
 
     @property
     def qmin(self) -> int:
@@ -61,7 +78,13 @@ class QuantSpec:
         kind = ("int" if self.signed else "uint") + str(self.bits)
         parts = [kind, "symmetric" if self.symmetric else "asymmetric"]
         parts.append("per tensor" if self.axis is None else f"per channel (axis {self.axis})")
-        return " ".join(parts + (["narrow"] if self.narrow else []))
+        if self.logarithmic:
+            parts[0] = "log8"
+        parts += [word for word, holds in self._remarks() if holds]
+        return " ".join(parts)
+
+    def _remarks(self) -> tuple[tuple[str, bool], ...]:
+        return ("narrow", self.narrow), ("power of two", self.power_of_two)
 
 
 def parse_precision(text: str) -> tuple[int, int]:

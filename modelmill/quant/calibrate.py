@@ -2,7 +2,8 @@
 
 Activations take their range from streamed statistics (`observe`, `ranges`); weights from their own
 values, per output channel; int32 biases follow from both: s_bias = s_x * s_w, zero point 0, so that
-a bias adds to the accumulator as it is.
+a bias adds to the accumulator as it is. Narrower biases, as some chips hold them, are calibrated
+like weights.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from modelmill.quant.observe import Batches, Statistics, merge, observe
 from modelmill.quant.ranges import choose_range
 
 WEIGHT_SHRINK = np.linspace(1.0, 0.8, 11)  # below 0.8 no 8-bit or 7-bit weight tensor gains
+POWERS_OF_TWO = np.array([1.0, 0.5, 0.25])  # the exponent that covers a weight, and two below
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # their second input, if constant, is a weight
 BIAS_BITS = 32
 
 
@@ -69,11 +72,14 @@ def encode(
     numbers: dict[Point, QuantSpec | Encoding] = {}
     biases: list[Point] = []
     leaky = leaky_weights(graph)
+    weights = weight_names(graph)
     for point in plan:
         spec = plan.spec(point)
         if spec.bits == BIAS_BITS:
             biases.append(point)
-        elif point.value in constants and _is_weight(spec, constants[point.value]):
+        elif point.value in constants and (
+            point.value in weights or _is_weight(spec, constants[point.value])
+        ):
             numbers[point] = weight_encoding(constants[point.value], spec, options.weights)
         elif point not in numbers:
             group = [p for p in tied.get(point, (point,)) if p in plan]
@@ -98,6 +104,13 @@ def leaky_weights(graph: ir.Graph) -> dict[str, float]:
         if value is not None and len(list(value.uses())) == 1 and not value.is_graph_output():
             found[value.name or ""] = min(float(ir.attributes(node).get("alpha", 0.01)) ** 2, 1.0)
     return found
+
+
+def weight_names(graph: ir.Graph) -> frozenset[str]:
+    """Constants that a layer reads as its weight."""
+    constants = graph.graph.initializers
+    read = (n.inputs[1] for n in ir.nodes(graph) if n.op_type in LAYERS)
+    return frozenset(v.name or "" for v in read if v is not None and v.name in constants)
 
 
 def _is_weight(spec: QuantSpec, array: np.ndarray) -> bool:
@@ -150,7 +163,9 @@ def weight_encoding(weight: np.ndarray, spec: QuantSpec, method: str) -> Encodin
 def _best_share(rows: np.ndarray, low: np.ndarray, high: np.ndarray, spec: QuantSpec) -> np.ndarray:
     """Per row the share of its range with the smallest squared error, the largest at a tie."""
     best, share = np.full(len(rows), np.inf), np.ones(len(rows))
-    for a in WEIGHT_SHRINK:
+    if spec.logarithmic:  # the same relative precision at any range
+        return share
+    for a in POWERS_OF_TWO if spec.power_of_two else WEIGHT_SHRINK:
         encoding = choose_encoding(replace(spec, axis=0), low * a, high * a)
         scale, zero_point = encoding.scale[:, None], encoding.zero_point[:, None]
         codes = np.rint(rows / scale)
@@ -164,11 +179,13 @@ def _best_share(rows: np.ndarray, low: np.ndarray, high: np.ndarray, spec: Quant
 
 
 def encode_biases(graph: ir.Graph, plan: Plan, points: list[Point] | None = None) -> Plan:
-    """The plan with every int32 bias scaled by the product of its node's input and weight
-    scales.
+    """The plan with every int32 bias scaled by the product of its node's input and weight scales.
+
+    Without `points` also narrower biases are calibrated again, as when their numbers changed.
     """
     if points is None:
         points = [p for p in plan if plan.spec(p).bits == BIAS_BITS]
+        plan = _narrow_biases(graph, plan)
     wanted = set(points)
     found: dict[Point, QuantSpec | Encoding] = {}
     for node in ir.nodes(graph):
@@ -186,6 +203,18 @@ def encode_biases(graph: ir.Graph, plan: Plan, points: list[Point] | None = None
         if plan.spec(point).axis is not None and scale.ndim == 0:
             scale = np.full(ir.constants(graph)[value].shape[0], scale, np.float32)
         found[point] = Encoding(plan.spec(point), scale, np.zeros(scale.shape, np.int32))
+    return plan.replace(found)
+
+
+def _narrow_biases(graph: ir.Graph, plan: Plan) -> Plan:
+    """Encodings of biases that have a range of their own, from what they are now."""
+    constants, found = ir.constants(graph), {}
+    for node in ir.nodes(graph):
+        bias = node.inputs[2] if node.op_type in LAYERS and len(node.inputs) > 2 else None
+        name = bias.name or "" if bias is not None else ""
+        for point in (Point(name), Point(name, node.name or "", 2)):
+            if point in plan and plan.spec(point).bits < BIAS_BITS and name in constants:
+                found[point] = weight_encoding(constants[name], plan.spec(point), "mse")
     return plan.replace(found)
 
 

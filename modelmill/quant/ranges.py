@@ -10,19 +10,24 @@ mse          the range [a * low, b * high] whose expected squared quantization e
              smaller: they are weighted by k^2, and the range spends its codes on the positive side.
 kl           the range whose quantized distribution is closest to the original in Kullback-Leibler
              divergence (Migacz, "8-bit inference with TensorRT", GTC 2017).
+
+A scale that must be a power of two is then chosen among the exponents around the one that covers
+this range, by the smallest expected squared error. Logarithmic codes have the same relative
+precision everywhere, so a narrower range gains nothing: only min-max and percentile make sense.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from modelmill.numerics import QuantSpec
+from modelmill.numerics import QuantSpec, choose_encoding
 from modelmill.quant.observe import Statistics
 
 METHODS = ("minmax", "percentile", "mse", "kl")
 PERCENTILE = 99.999
 SHRINK = np.linspace(0.1, 1.0, 91)  # candidate shares of the full range
 KL_CODES = 128
+EXPONENTS = (-2, -1, 0, 1)  # around the power of two that covers a range
 CLIPPED_WEIGHT = 4.0  # a clipped outlier is gone, rounding noise averages out; docs/LOG.md
 
 
@@ -39,14 +44,28 @@ def choose_range(
     if method not in METHODS:
         raise ValueError(f"unknown calibration method {method!r}. Choices: {', '.join(METHODS)}")
     low, high = min(statistics.low, 0.0), max(statistics.high, 0.0)
-    if method == "minmax" or low == high or not statistics.counts.any():
+    if low == high or not statistics.counts.any():
         return low, high
+    found = _by_method(method, statistics, spec, (low, high), negative_weight)
+    return _power_of_two(statistics, spec, found, negative_weight) if spec.power_of_two else found
+
+
+def _by_method(
+    method: str,
+    statistics: Statistics,
+    spec: QuantSpec,
+    limits: tuple[float, float],
+    negative_weight: float,
+) -> tuple[float, float]:
+    """The range that `method` chooses; `limits` is the whole one."""
+    if method == "minmax" or (spec.logarithmic and method != "percentile"):
+        return limits
     if method == "percentile":
-        return _percentile(statistics, low, high)
+        return _percentile(statistics, *limits)
     if method == "mse":
-        return _smallest_error(statistics, spec, low, high, negative_weight)
-    share = _kl_share(statistics, low, high)
-    return float(low * share), float(high * share)
+        return _smallest_error(statistics, spec, *limits, negative_weight)
+    share = _kl_share(statistics, *limits)
+    return float(limits[0] * share), float(limits[1] * share)
 
 
 def _percentile(statistics: Statistics, low: float, high: float) -> tuple[float, float]:
@@ -77,6 +96,33 @@ def _smallest_error(
         low_grid, high_grid = np.meshgrid(lows, highs, indexing="ij")
         ends = low_grid.reshape(-1), high_grid.reshape(-1)
         steps = (ends[1] - ends[0]) / (spec.qmax - spec.qmin)
+    best = int(np.argmin(_expected_errors(statistics, spec, ends, steps, negative_weight)))
+    return float(ends[0][best]), float(ends[1][best])
+
+
+def _power_of_two(
+    statistics: Statistics, spec: QuantSpec, found: tuple[float, float], negative_weight: float
+) -> tuple[float, float]:
+    """The range of the codes under the best power of two near the one that covers `found`."""
+    covering = choose_encoding(spec, *found)
+    steps = float(covering.scale) * np.exp2(np.array(EXPONENTS, np.float64))
+    zero_point = float(covering.zero_point)
+    ends = (spec.qmin - zero_point) * steps, (spec.qmax - zero_point) * steps
+    errors = _expected_errors(statistics, spec, ends, steps, negative_weight)
+    best = int(np.argmin(errors))
+    return float(ends[0][best]), float(ends[1][best])
+
+
+def _expected_errors(
+    statistics: Statistics,
+    spec: QuantSpec,
+    ends: tuple[np.ndarray, np.ndarray],
+    steps: np.ndarray,
+    negative_weight: float,
+) -> np.ndarray:
+    """Expected squared error, summed over the histogram, of each candidate: the ends of its range,
+    and its scale.
+    """
     counts, centers = statistics.counts, statistics.centers
     weights = counts * np.where(centers < 0, negative_weight, 1.0)
     # Tail sums by prefix: sum over c > h of n (c - h)^2 = S2 - 2 h S1 + h^2 S0.
@@ -86,9 +132,7 @@ def _smallest_error(
     inside = sums[0][-1] - over[0] - under[0]
     clipped = _clipped(over, ends[1]) + _clipped(under, ends[0])
     weight = CLIPPED_WEIGHT if spec.bits >= 8 else 1.0  # below, rounding is what hurts
-    errors = inside * steps**2 / 12 + weight * clipped
-    best = int(np.argmin(errors))
-    return float(ends[0][best]), float(ends[1][best])
+    return np.asarray(inside * steps**2 / 12 + weight * clipped)
 
 
 def _clipped(tail: list[np.ndarray], end: np.ndarray) -> np.ndarray:
