@@ -13,6 +13,7 @@ every operation in float32 unless said otherwise):
                          x2 codes
     Mul "multiply"       y = round(x1_a x2_a * (s1 s2 / sy) + z_y)
     AveragePool          sum of dequantized elements in window order, / count, round(r / s_y + z_y)
+      "ratio"            sum of x_a, exact, y = clamp(round(sum * (s_x / (s_y * count))))
     GlobalAveragePool    sum of x_a, exact, y = clamp(round(sum * (s_x / (s_y * count))))
     anything else        dequantized, computed in float32, quantized again
 """
@@ -161,8 +162,23 @@ def average_in_sequence(x: Codes, attributes: dict[str, Any], output: Encoding) 
     return Codes(clamp(torch.round(steps + z) - z, output), output)
 
 
+def average_by_ratio(x: Codes, attributes: dict[str, Any], output: Encoding) -> Codes | None:
+    """None where windows count different numbers of elements."""
+    padded_by_name = attributes.get("auto_pad", "NOTSET") != "NOTSET"
+    uneven = any(attributes.get("pads", ())) and not attributes.get("count_include_pad", 0)
+    if x.centred.dim() != 4 or padded_by_name or attributes.get("ceil_mode", 0) or uneven:
+        return None
+    total, _ = _sequential_sum(x.centred, attributes)
+    size = np.float32(np.prod(attributes["kernel_shape"]))
+    ratio = float(x.encoding.scale / (output.scale * size))
+    return Codes(clamp(torch.round(total * ratio), output), output)
+
+
 AveragePool = Callable[[Codes, dict[str, Any], Encoding], Codes | None]
-AVERAGE_POOL: dict[str, AveragePool] = {"sequential": average_in_sequence}
+AVERAGE_POOL: dict[str, AveragePool] = {
+    "sequential": average_in_sequence,
+    "ratio": average_by_ratio,
+}
 GLOBAL_AVERAGE_POOL: dict[str, Callable[[Codes, Encoding], Codes]] = {
     "ratio": global_average_by_ratio
 }

@@ -27,6 +27,7 @@ class Arithmetic:
         "ratio": one float32 factor s_1 * s_2 / s_y on the product of the codes.
         "dequantize": both to float32, multiplied, quantized.
     average_pool: "sequential" sums dequantized float32 values window element by element;
+        "ratio" sums codes exactly, then one float32 factor s_x / (s_y * count);
         "dequantize" leaves the order to the float operator.
     global_average_pool: "ratio" sums codes exactly, then one float32 factor s_x / (s_y * count);
         "dequantize" leaves it to the float operator.
@@ -41,6 +42,6 @@ class Arithmetic:
     requantize: Literal["multiply", "range", "dequantize", "shift"] = "dequantize"
     add: Literal["fma", "dequantize"] = "dequantize"
     multiply: Literal["ratio", "dequantize"] = "dequantize"
-    average_pool: Literal["sequential", "dequantize"] = "dequantize"
+    average_pool: Literal["sequential", "ratio", "dequantize"] = "dequantize"
     global_average_pool: Literal["ratio", "dequantize"] = "dequantize"
     quantize: Literal["divide", "range", "half_up"] = "divide"
