@@ -70,20 +70,26 @@ def print_report(report: Report) -> None:
     click.echo(f"\nreport     {folder / 'report.html'}, {folder / 'report.json'}")
     for deployment in report.deployments:
         if deployment.failed is None:
-            click.echo(f"artifact   {folder / deployment.artifact}")
+            for name in deployment.exports or (deployment.artifact,):
+                click.echo(f"artifact   {folder / name}")
     click.echo(f"manifest   {folder / 'manifest.json'}")
     verdict = "accepted" if report.accepted else "NOT ACCEPTED"
     click.echo(f"{verdict}   {report.seconds:.0f} s, {report.peak_memory_mib:.0f} MiB")
 
 
 def _row(report: Report, d: Deployment) -> tuple[str, ...]:
-    if d.failed is not None or d.score is None or d.latency_ms is None:
+    if d.failed is not None or d.score is None:
         return (d.target, "failed", *[""] * 8)
+    simulated = f"{d.score.simulated:.4f}"
+    if d.score.deployed is None or d.score.deployed_same is None:
+        base = f"{report.float_score['score_same']:.4f}"
+        return (d.target, "simulated", simulated, "", base, *[""] * 4, size(d.bytes))
+    assert d.latency_ms is not None
     assert d.float_latency_ms is not None and d.speedup is not None and d.agreement is not None
     return (
         d.target,
         f"{d.score.deployed:.4f}",
-        f"{d.score.simulated:.4f}",
+        simulated,
         f"{d.score.deployed_same - d.score.simulated:+.4f}",
         f"{report.float_score['score']:.4f}",
         f"{d.latency_ms.p50:.3f}",

@@ -18,6 +18,7 @@ import torch
 
 from modelmill import ir
 from modelmill.executor.integer import IntegerModule
+from modelmill.executor.kernels import QUANTIZE
 from modelmill.runtimes import EngineError, RemoteSession
 
 OWN_IMAGES = 200  # the second count looks at no more than this
@@ -80,9 +81,10 @@ class Agreement:
 
         def compare(name: str, simulated: torch.Tensor) -> None:
             if self.codes.get(name) in engine:
-                self._check_shape(name, engine[self.codes[name]].shape, tuple(simulated.shape))
+                deployed = self._deployed(name, engine)
+                self._check_shape(name, deployed.shape, tuple(simulated.shape))
                 count = Count()
-                count.add(simulated.numpy(), engine[self.codes[name]])
+                count.add(simulated.numpy(), deployed)
                 here.merge(count)
                 self._tensor(name).whole.merge(count)
 
@@ -98,6 +100,17 @@ class Agreement:
             self.own_images += size
         return outputs
 
+    def _deployed(self, name: str, engine: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The engine's codes of a value. Where it shows a tensor as floats, as engines do that
+        quantize at the door of the next layer, they are quantized here as the engine does it.
+        """
+        found = engine[self.codes[name]]
+        if found.dtype.kind != "f":
+            return found
+        encoding = self.module.encodings[ir.Point(name)]
+        quantize = QUANTIZE[self.module.arithmetic.quantize]
+        return quantize(torch.from_numpy(found.astype(np.float32)), encoding).codes.numpy()
+
     def _check_shape(self, name: str, engine: tuple[int, ...], ours: tuple[int, ...]) -> None:
         if engine != ours:
             raise EngineError(
@@ -111,7 +124,7 @@ class Agreement:
     ) -> torch.Tensor | None:
         if self.codes.get(name) not in engine:
             return None
-        deployed = engine[self.codes[name]]
+        deployed = self._deployed(name, engine)
         self._tensor(name).own.add(simulated.numpy(), deployed)
         return torch.from_numpy(deployed.astype(np.int32))
 

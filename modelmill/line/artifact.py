@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from modelmill import ir, plugins, tasks
+from modelmill import ir, tasks
 from modelmill.line.inspect import Model
 from modelmill.line.source import Source, read_card, read_graph, with_card
-from modelmill.runtimes import EngineMissing
+from modelmill.runtimes import find_platform, load_runtime
+from modelmill.runtimes.doctor import is_between
 from modelmill.targets import load_target
 from modelmill.tasks import Card, Dataset
 
@@ -57,10 +58,29 @@ def engine_of(target: str | None, runtime: str | None) -> str:
             "say where to run it: a target (-t ort_cpu) or an engine (--runtime onnxruntime)"
         )
     name = load_target(target).runtime if target is not None else str(runtime)
-    missing = plugins.load("modelmill.runtimes", name).missing()
-    if missing:
-        raise EngineMissing(f"{name} is not installed; run: {missing}")
+    if name is None:
+        raise ValueError(
+            f"no engine here runs the target {target}: it is simulated, in 'modelmill build' alone"
+        )
+    check_engine(name, "this needs")
     return name
+
+
+def check_engine(name: str, who: str) -> None:
+    """Whether an engine is installed, in a version that its adapter was made for.
+
+    Raises:
+        ValueError: no such engine, another version, or two environments claim the platform.
+        EngineMissing: not installed; the text holds the line that installs it.
+    """
+    platform = find_platform(name)
+    runtime = load_runtime(platform.runtime)
+    low, high = runtime.supported
+    if platform.version and not is_between(platform.version, low, high):
+        raise ValueError(
+            f"{who} {name} in a version >={low},<{high}; {platform.version} is installed in "
+            f"{platform.folder or 'this environment'}. Next: {runtime.pip}"
+        )
 
 
 def engines_of(targets: str | Sequence[str], runtimes: str | Sequence[str]) -> list[str]:

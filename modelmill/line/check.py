@@ -14,6 +14,7 @@ from typing import Any
 from modelmill import executor, ir
 from modelmill.line.inspect import Model, label, open_graph
 from modelmill.line.quantize import Where, prepare_graph
+from modelmill.line.report import SIMULATED
 from modelmill.targets import Verdict, load_target
 from modelmill.tasks import Card
 
@@ -92,7 +93,7 @@ def check(
     return Checked(
         label(model),
         chosen.name,
-        chosen.runtime,
+        chosen.runtime or SIMULATED,
         precision,
         planned.verdicts,
         planned.notes,

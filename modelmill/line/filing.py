@@ -30,12 +30,14 @@ def file_records(report: Report, options: BuildOptions, store: Store, build: str
 
 
 def _facts(report: Report, d: Deployment, build: str) -> list[Record]:
+    if d.simulated:
+        return []  # nothing was measured
     assert d.score is not None and d.agreement is not None and d.speedup is not None
     assert d.latency_ms is not None and d.float_latency_ms is not None
     latency, reference, score = d.latency_ms, d.float_latency_ms, d.score
     metric, base = report.metric, report.float_score
     numbers: list[tuple[str, float, str, int, Json]] = [
-        (metric, score.deployed, "fraction", score.n, {"metrics": score.metrics}),
+        (metric, score.deployed or 0.0, "fraction", score.n, {"metrics": score.metrics}),
         (f"simulated_{metric}", score.simulated, "fraction", score.simulated_n, {}),
         (f"float_{metric}", base["score"], "fraction", base["n"], {}),
         ("mismatched_codes", d.agreement.mismatched, "elements", d.agreement.elements, {}),

@@ -34,12 +34,14 @@ def _refusals(report: Report, d: Deployment, allow_fallback: bool) -> list[Findi
         return [Finding("deployment failed", d.target, d.failed, again)]
     assert d.score is not None
     found = []
-    base = float(report.float_score["score"])
-    drop = base - d.score.deployed
+    drop = report.drop(d)
     if drop > report.max_drop + 1e-9:  # exactly the limit is allowed, whatever its last bit
+        how, value = "deployed", d.score.deployed
+        if value is None:
+            how, value = "simulated", d.score.simulated
         why = (
-            f"deployed {report.metric} {d.score.deployed:.4f} is {drop:.4f} below float "
-            f"{base:.4f}; --max-drop allows {report.max_drop:g}"
+            f"{how} {report.metric} {value:.4f} is {drop:.4f} below float {drop + value:.4f}; "
+            f"--max-drop allows {report.max_drop:g}"
         )
         advice = (
             "see the layers with the lowest SQNR in report.html; keep them in float with "

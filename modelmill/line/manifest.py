@@ -78,10 +78,10 @@ def manifest(
     by hash.
     """
     machine = this_machine()
+    named = {d.qdq or d.artifact for d in report.deployments}
+    named |= {name for d in report.deployments for name in d.exports}
     artifacts = {
-        d.artifact: file_hash(store.path(d.artifact))
-        for d in report.deployments
-        if store.path(d.artifact).exists()
+        name: file_hash(store.path(name)) for name in sorted(named) if store.path(name).is_file()
     }
     return {
         "version": VERSION,

@@ -9,11 +9,14 @@ wrong operator never passes and rounding never fails.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from modelmill import executor, ir, tasks
-from modelmill.line.job import Job
+from modelmill.line.convert import engine_file
+from modelmill.line.job import FLOAT_ARTIFACT, Job
 from modelmill.line.store import Json
 from modelmill.runtimes import open_session
 
@@ -32,11 +35,10 @@ def check_parity(job: Job, runtime: str) -> float:
 
     def compute() -> tuple[Json, dict[str, bytes]]:
         feeds = _feeds(job)
-        worst, node, op = _difference(job, runtime, feeds, list(ir.outputs(job.graph)))
+        path, _ = engine_file(job, runtime, job.store.path(FLOAT_ARTIFACT))
+        worst, node, op = _difference(job, runtime, path, feeds, list(ir.outputs(job.graph)))
         if worst > TOLERANCE:
-            outputs = [node.outputs[0] for node in ir.nodes(job.graph)]
-            inner = [o.name or "" for o in outputs if ir.dtype(o) == np.float32]
-            _, node, op = _difference(job, runtime, feeds, inner)
+            node, op = _first(job, runtime, feeds)
         return {"difference": worst, "node": node, "op": op}, {}
 
     result = job.store.step(f"parity-{runtime}", {**job.key, "runtime": runtime}, compute)
@@ -60,17 +62,25 @@ def _feeds(job: Job) -> dict[str, np.ndarray]:
     return {source.input_name: np.concatenate([x, np.repeat(x[-1:], batch - len(x), axis=0)])}
 
 
-def _difference(
-    job: Job, runtime: str, feeds: dict[str, np.ndarray], names: list[str]
-) -> tuple[float, str, str]:
-    """Largest relative difference over the named values, and the first node above the tolerance."""
+def _first(job: Job, runtime: str, feeds: dict[str, np.ndarray]) -> tuple[str, str]:
+    """The first node that the two compute differently: its name and operator."""
+    outputs = [node.outputs[0] for node in ir.nodes(job.graph)]
+    inner = [o.name or "" for o in outputs if ir.dtype(o) == np.float32]
     path = job.store.path("artifacts/.parity.onnx")
-    ir.save(ir.expose(job.graph, names), path)
+    ir.save(ir.expose(job.graph, inner), path)
     try:
-        with open_session(runtime, path, job.session(job.threads, job.source.batch)) as session:
-            engine = session.run(feeds)
+        _, node, op = _difference(job, runtime, path, feeds, inner)
     finally:
         path.unlink(missing_ok=True)
+    return node, op
+
+
+def _difference(
+    job: Job, runtime: str, path: Path, feeds: dict[str, np.ndarray], names: list[str]
+) -> tuple[float, str, str]:
+    """Largest relative difference over the named values, and the first node above the tolerance."""
+    with open_session(runtime, path, job.session(job.threads, job.source.batch)) as session:
+        engine = session.run(feeds)
     with torch.inference_mode():
         ours = {n: y.numpy() for n, y in executor.Module(job.graph)(feeds, names).items()}
     producers = {o.name: n for n in ir.nodes(job.graph) for o in n.outputs}

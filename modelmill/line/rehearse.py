@@ -10,7 +10,8 @@ from modelmill import ir
 from modelmill.line.check import Checked
 from modelmill.line.options import BuildOptions
 from modelmill.line.quantize import Where, prepare_graph
-from modelmill.line.run import check_engines
+from modelmill.line.report import SIMULATED
+from modelmill.line.run import REFERENCE, check_engines
 from modelmill.line.source import load_images, load_source
 from modelmill.line.store import OutputError, check_folder
 from modelmill.targets import load_target
@@ -66,7 +67,7 @@ def rehearse(options: BuildOptions) -> Rehearsal:
     checked = []
     for target in chosen:
         planned = where.plan(graph, target)
-        names = (source.name, target.name, target.runtime, options.precision)
+        names = (source.name, target.name, target.runtime or SIMULATED, options.precision)
         checked.append(Checked(*names, planned.verdicts, planned.notes, (), ()))
     counts = {"calibration": len(images.calibration), "evaluation": len(images.evaluation)}
     return Rehearsal(
@@ -88,13 +89,14 @@ def rehearse(options: BuildOptions) -> Rehearsal:
 def _steps(
     options: BuildOptions, checked: list[Checked], calibration: int, evaluation: int
 ) -> tuple[str, ...]:
-    engines = sorted({c.runtime for c in checked})
+    engines = sorted({c.runtime for c in checked} - {SIMULATED}) or [REFERENCE]
     simulated = min(options.simulate, evaluation)
     steps = [f"compare the float model: PyTorch executor and {engine}" for engine in engines]
-    steps += [f"score float on {checked[0].runtime}: {evaluation} images"]
+    steps += [f"score float on {engines[0]}: {evaluation} images"]
     steps += [f"calibrate: {calibration} images"]
     steps += [f"quantize for {c.target}" for c in checked]
-    for c in checked:
+    steps += [f"simulate {c.target}: {simulated} images" for c in checked if c.runtime == SIMULATED]
+    for c in (c for c in checked if c.runtime != SIMULATED):
         steps += [
             f"score on {c.target}: {evaluation} images",
             f"simulate {c.target} and compare every quantized tensor: {simulated} images",

@@ -99,7 +99,7 @@ def test_an_engine_that_refuses(tiny, tmp_path):
     engine.write_text(
         "from modelmill.runtimes.onnxruntime import PLUGIN as ORT\n"
         "class Refusing:\n"
-        "    name, supported, pip = 'refusing', ORT.supported, ORT.pip\n"
+        "    name, supported, pip, suffix = 'refusing', ORT.supported, ORT.pip, '.onnx'\n"
         "    missing, version = ORT.missing, ORT.version\n"
         "    def open(self, path, options):\n"
         "        raise RuntimeError('I do not like it')\n"
