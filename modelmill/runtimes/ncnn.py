@@ -1,0 +1,171 @@
+"""ncnn on the CPU.
+
+`convert` writes ncnn's two files itself (`modelmill.export.ncnn`) and a third that maps the names
+of the ONNX file to blobs. float16 and bfloat16 storage are off, so that float layers compute in
+float32 and what runs is what the file says; packed layouts, Winograd transforms of float
+convolutions and int8 inference are ncnn's defaults. ncnn runs one image at a time. It fuses nothing
+when it loads, so the layers of the file are the kernels it runs; it cannot time them one by one.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelmill import ir
+from modelmill.export.ncnn import write
+from modelmill.ir import Plan
+from modelmill.runtimes.protocol import Arrays, ExecutedOp, Kind, SessionOptions
+from modelmill.runtimes.slices import in_slices
+
+_PRODUCTS = frozenset({"Convolution", "ConvolutionDepthWise", "InnerProduct"})
+_CONVERSIONS = frozenset({"Quantize", "Dequantize", "Requantize", "Cast", "Packing"})
+_NO_KERNELS = frozenset({"Input", "Split", "MemoryData"})
+_MOVEMENT = frozenset(
+    {"Reshape", "Permute", "ShuffleChannel", "Concat", "Slice", "Crop", "Padding", "Tile"}
+)
+_INT8_TERM = "8="  # the parameter that makes a layer work on int8
+
+
+class Ncnn:
+    """See `modelmill.runtimes.protocol.Runtime`."""
+
+    name = "ncnn"
+    supported = ("1.0.20260114", "2")
+    pip = f'pip install "ncnn>={supported[0]},<{supported[1]}"'
+    suffix = ".param"
+
+    def missing(self) -> str | None:
+        return None if importlib.util.find_spec("ncnn") else self.pip
+
+    def version(self) -> str:
+        import ncnn
+
+        return str(ncnn.__version__)
+
+    def convert(self, source: str, out: str, options: SessionOptions) -> None:
+        graph, codes = ir.without_exposed(ir.load(source))
+        plan = Plan()
+        if any(node.op_type == "QuantizeLinear" for node in ir.nodes(graph)):
+            graph, plan = ir.from_qdq(graph)
+        graph = ir.with_batch(graph, 1) if ir.is_batch_dynamic(graph) else ir.infer_shapes(graph)
+        model = write(graph, plan, codes)
+        path = Path(out)
+        path.with_suffix(".bin").write_bytes(model.weights)
+        path.with_suffix(".json").write_text(json.dumps(model.tensors))
+        path.write_text(model.param)
+
+    def open(self, path: str, options: SessionOptions) -> "NcnnSession":
+        if not options.optimize:
+            raise ValueError("ncnn has no switch for its graph optimisations: it has none")
+        return NcnnSession(Path(path), options)
+
+
+class NcnnSession:
+    """See `modelmill.runtimes.protocol.Session`."""
+
+    def __init__(self, path: Path, options: SessionOptions) -> None:
+        import ncnn
+
+        tensors = json.loads(path.with_suffix(".json").read_text())
+        self._inputs, self._outputs = tensors["inputs"], tensors["outputs"]
+        self.inputs = tuple(t["name"] for t in self._inputs)
+        self.outputs = tuple(t["name"] for t in self._outputs)
+        self._layers = path.read_text().splitlines()[2:]
+        self._net = ncnn.Net()
+        option = self._net.opt
+        option.num_threads = options.threads
+        option.use_vulkan_compute = False
+        option.use_fp16_packed = option.use_fp16_storage = option.use_fp16_arithmetic = False
+        option.use_bf16_packed = option.use_bf16_storage = False
+        for load, file in (
+            (self._net.load_param, path),
+            (self._net.load_model, path.with_suffix(".bin")),
+        ):
+            if load(str(file)) != 0:
+                raise ValueError(f"ncnn refuses {file.name}: it is damaged or of another version")
+
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        wanted = self.outputs if outputs is None else tuple(outputs)
+        return in_slices(lambda one: self._one(one, wanted), self._checked(feeds), 1)
+
+    def bind(self, feeds: Arrays) -> Callable[[], object]:
+        given = self._given(self._checked(feeds))
+        blobs = [t["blob"] for t in self._outputs]
+
+        def call() -> None:
+            with self._net.create_extractor() as extractor:
+                for blob, mat in given:
+                    extractor.input(blob, mat)
+                for blob in blobs:
+                    extractor.extract(blob)
+
+        return call
+
+    def executed(self) -> list[ExecutedOp]:
+        found = (_executed_op(line.split()) for line in self._layers)
+        return [op for op in found if op is not None]
+
+    def close(self) -> None:
+        self._net.clear()
+
+    def _one(self, feeds: Arrays, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+        """One image."""
+        found = {}
+        with self._net.create_extractor() as extractor:
+            for blob, mat in self._given(feeds):
+                extractor.input(blob, mat)
+            for name in wanted:
+                tensor = self._outputs[self.outputs.index(name)]
+                code, mat = extractor.extract(tensor["blob"])
+                if code != 0:
+                    raise RuntimeError(f"ncnn cannot compute {name!r}: its error is {code}")
+                array = np.array(mat).reshape(tensor["shape"])
+                found[name] = array.astype(np.int8) if tensor["codes"] else array
+        return found
+
+    def _given(self, feeds: Arrays) -> list[tuple[str, Any]]:
+        """Blobs and their contents, copied: ncnn may compute in an input's memory."""
+        import ncnn
+
+        return [
+            (t["blob"], ncnn.Mat(np.ascontiguousarray(_image(feeds[t["name"]]))).clone())
+            for t in self._inputs
+        ]
+
+    def _checked(self, feeds: Arrays) -> dict[str, np.ndarray]:
+        found = {}
+        for tensor in self._inputs:
+            name, shape = tensor["name"], tuple(tensor["shape"])
+            array = np.asarray(feeds[name])
+            if array.dtype != np.float32 or array.shape[1:] != shape[1:] or array.size == 0:
+                raise ValueError(
+                    f"input {name!r} must be float32 of shape {('n', *shape[1:])} and not empty; "
+                    f"it is {array.dtype} of shape {array.shape}"
+                )
+            found[name] = array
+        return found
+
+
+def _image(array: np.ndarray) -> np.ndarray:
+    """Without the batch axis; a number alone is a blob of one element."""
+    return array.reshape(array.shape[1:] or (1,))
+
+
+def _executed_op(words: list[str]) -> ExecutedOp | None:
+    """What a line of the .param file runs."""
+    kind, name = words[0], words[1]
+    if kind in _NO_KERNELS:
+        return None
+    if kind in _PRODUCTS and any(word.startswith(_INT8_TERM) for word in words[4:]):
+        return ExecutedOp(name, kind, "int8", "integer", None)
+    if kind in _CONVERSIONS:
+        return ExecutedOp(name, kind, "int8", "conversion", None)
+    work: Kind = "other" if kind in _MOVEMENT else "float"
+    return ExecutedOp(name, kind, "float32", work, None)
+
+
+PLUGIN = Ncnn()
