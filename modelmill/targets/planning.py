@@ -268,15 +268,16 @@ class _Planner:
         specs: dict[Point, QuantSpec | Encoding] = {
             Point(name): self.scheme.activation for name in self.quantized
         }
-        ties: dict[str, str] = {}
+        ties: list[tuple[str, str]] = []
         for node in self.nodes:
             if id(node) not in self.integer:
                 continue
             rule = self.matches[id(node)][0]
             assert rule is not None
             specs |= self._constant_points(node, rule)
-            if rule.output == "same" and node.inputs[0] is not None:
-                ties[node.outputs[0].name or ""] = node.inputs[0].name or ""
+            if rule.output == "same":
+                output = self.last.get(id(node), node).outputs[0].name or ""
+                ties += [(output, name) for name in self._activations(node)]
         return Plan(specs, _groups(ties))
 
     def _constant_points(self, node: ir.Node, rule: OpRule) -> dict[Point, QuantSpec]:
@@ -331,14 +332,13 @@ def _output_channel(node: ir.Node, rank: int) -> int:
     return axis if axis >= 0 else rank + axis
 
 
-def _groups(ties: dict[str, str]) -> tuple[tuple[Point, ...], ...]:
-    """Values that are linked by `ties` (output -> input), gathered under the value they all come
-    from.
-    """
-    groups: dict[str, list[str]] = {}
-    for name in ties:
-        root = name
-        while root in ties:
-            root = ties[root]
-        groups.setdefault(root, [root]).append(name)
-    return tuple(tuple(Point(name) for name in members) for members in groups.values())
+def _groups(ties: list[tuple[str, str]]) -> tuple[tuple[Point, ...], ...]:
+    """Values linked by `ties`, directly or through others, gathered; each in one group."""
+    group_of: dict[str, dict[str, None]] = {}
+    for pair in ties:
+        merged: dict[str, None] = {}
+        for name in pair:
+            merged |= group_of.get(name, {name: None})
+        group_of.update(dict.fromkeys(merged, merged))
+    groups = {id(group): group for group in group_of.values()}
+    return tuple(tuple(Point(name) for name in group) for group in groups.values())
