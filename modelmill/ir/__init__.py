@@ -40,6 +40,8 @@ from modelmill.ir.graph import (
 from modelmill.ir.load import at_opset, from_bytes, load, save, write_whole
 from modelmill.ir.plan import Plan, Point
 from modelmill.ir.qdq import code_values, from_qdq, to_qdq, without_exposed
+from modelmill.ir.schema import operator_attributes, operator_names
+from modelmill.ir.single import single
 from modelmill.ir.statistics import NodeCost, Statistics, statistics
 from modelmill.ir.torch_import import from_torch
 
@@ -76,6 +78,8 @@ __all__ = [
     "is_batch_dynamic",
     "load",
     "nodes",
+    "operator_attributes",
+    "operator_names",
     "opset",
     "outputs",
     "prune",
@@ -84,6 +88,7 @@ __all__ = [
     "set_attribute",
     "set_constant",
     "shape",
+    "single",
     "static_shape",
     "statistics",
     "to_bytes",

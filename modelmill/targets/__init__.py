@@ -3,10 +3,12 @@ checker.
 """
 
 from modelmill.targets.planning import Planned, Verdict, check, guarded_scheme, match, plan
-from modelmill.targets.target import IsaGuard, OpRule, Scheme, Target, load_target
+from modelmill.targets.rules import load_target, validate
+from modelmill.targets.target import IsaGuard, Limit, OpRule, Scheme, Target
 
 __all__ = [
     "IsaGuard",
+    "Limit",
     "OpRule",
     "Planned",
     "Scheme",
@@ -17,4 +19,5 @@ __all__ = [
     "load_target",
     "match",
     "plan",
+    "validate",
 ]

@@ -16,6 +16,7 @@ import numpy as np
 from modelmill import ir
 from modelmill.ir import Plan, Point
 from modelmill.numerics import Encoding, QuantSpec
+from modelmill.targets import limits
 from modelmill.targets.target import IsaGuard, OpRule, Role, Scheme, Target
 
 # Where the output channels of a weight lie: ONNX operator definitions.
@@ -131,16 +132,22 @@ def _roles(graph: ir.Graph, target: Target) -> dict[str, Role]:
 
 
 def match(node: ir.Node, target: Target) -> tuple[OpRule | None, str]:
-    """The first rule that holds for `node`, and in words why, or why none does."""
-    reasons = []
-    for rule in target.rules:
+    """The first rule that holds for `node`, and in words why, or why none does. Rules are numbered
+    from 1, as the target lists them.
+    """
+    refused: list[str] = []
+    for number, rule in enumerate(target.rules, 1):
         if rule.op != node.op_type:
             continue
         reason = _mismatch(node, rule)
         if reason is None:
-            return rule, rule.note or f"rule {rule.op}({', '.join(rule.inputs)})"
-        reasons.append(reason)
-    return None, "; ".join(reasons) or f"{target.name} has no rule for {node.op_type}"
+            said = rule.note or f"rule {rule.op}({', '.join(rule.inputs)})"
+            return rule, "; ".join([said, *refused])
+        refused.append(f"rule {number} refuses: {reason}")
+    why = dict(target.refuses).get(node.op_type)
+    if not refused:
+        refused = [f"{target.name} has no rule for {node.op_type}" + (f": {why}" if why else "")]
+    return None, "; ".join(refused)
 
 
 def _mismatch(node: ir.Node, rule: OpRule) -> str | None:
@@ -168,7 +175,7 @@ def _mismatch(node: ir.Node, rule: OpRule) -> str | None:
             )
         if role == "activation" and ir.dtype(value) is not None and ir.dtype(value) != np.float32:
             return f"input {index} ({value.name}) is {ir.dtype(value)}, not float32"
-    return None
+    return limits.refusal(node, rule)
 
 
 def _role(rule: OpRule, index: int) -> Role:
@@ -321,8 +328,16 @@ class _Planner:
         if id(node) in self.integer:
             return Verdict(name, node.op_type, "integer", why)
         if rule is not None:
-            why = "its inputs are float: not every producer runs on integers"
+            why = f"its inputs are float: {self._float_input(node)}"
         return Verdict(name, node.op_type, "float", why)
+
+    def _float_input(self, node: ir.Node) -> str:
+        """Who hands floats to a node that would run on codes."""
+        name = next((n for n in self._activations(node) if not self._available(n)), "")
+        for maker in self.nodes:
+            if name in (output.name for output in maker.outputs):
+                return f"{name!r} comes from {maker.op_type} {maker.name!r}"
+        return f"{name!r} is an input of the model"
 
 
 def _output_channel(node: ir.Node, rank: int) -> int:

@@ -5,10 +5,10 @@ A target is one frozen value in one file. Nothing here computes; `planning` read
 carries its source.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from modelmill import plugins
 from modelmill.numerics import Arithmetic, QuantSpec
 
 Role = Literal["activation", "weight", "bias", "float"]
@@ -22,21 +22,44 @@ PLAIN_GEMM: tuple[tuple[str, tuple[Any, ...]], ...] = (
 
 
 @dataclass(frozen=True)
+class Limit:
+    """A range that a number of the node must lie in.
+
+    what: an attribute of the operator, each number of which counts, or a quantity that `limits`
+    measures: input_channels, output_channels, channels_per_group (1: depthwise),
+    weights_per_output, rank. low, high: both inclusive. why: the reason, or its source.
+    """
+
+    what: str
+    low: float = -math.inf
+    high: float = math.inf
+    why: str = ""
+
+    @property
+    def range(self) -> str:
+        """The range in words."""
+        if self.low == self.high:
+            return f"{self.low:g} only"
+        ends = [f"at least {self.low:g}"] if self.low > -math.inf else []
+        return " and ".join(ends + ([f"at most {self.high:g}"] if self.high < math.inf else []))
+
+
+@dataclass(frozen=True)
 class OpRule:
     """When and how an engine runs one operator on integers.
 
     op: ONNX op type.
     inputs: what each input must be; a missing tail means "float" (left as it is). `variadic`
     repeats the last one.
-    output: "activation", its own encoding; "same", the encoding of input 0 (the op only moves
-    codes); "float", the
-        engine hands floats on.
+    output: "activation", its own encoding; "same", the encoding of input 0, or of all inputs of a
+        variadic op (it only moves codes); "float", the engine hands floats on.
     float_output: the engine can also hand floats on, so an output that only floats want needs no
     quantization.
     anchor: worth quantizing on its own account. Other ops are run on integers only where their
     inputs already are.
     attributes: attribute name and the values for which the rule holds.
     constants: (input index, number): that input must be absent or a constant full of this number.
+    limits: ranges of sizes for which the rule holds.
     note: what to tell the user about it.
     """
 
@@ -48,6 +71,7 @@ class OpRule:
     variadic: bool = False
     attributes: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     constants: tuple[tuple[int, float], ...] = ()
+    limits: tuple[Limit, ...] = ()
     note: str = ""
 
 
@@ -99,6 +123,10 @@ class Target:
     float means that the op
         was not run on integers; what is not listed here computes float by design, such as
         quantization itself.
+    refuses: (ONNX op, why): operators that the chip is known not to run, where the absence of a
+        rule would not say why.
+    host: what runs the nodes that stay in float where the chip itself cannot, such as "CPU"; empty
+        where it can.
     source: where the claims come from; rules may add their own.
     """
 
@@ -114,17 +142,9 @@ class Target:
     float_kernels: tuple[tuple[str, str], ...] = ()
     export: tuple[str, ...] = ()
     passes: tuple[str, ...] = ()
+    refuses: tuple[tuple[str, str], ...] = ()
+    host: str = ""
     source: str = ""
-
-    def __post_init__(self) -> None:
-        seen: set[tuple[str, tuple[Any, ...], tuple[Any, ...], tuple[Role, ...]]] = set()
-        for rule in self.rules:
-            key = (rule.op, rule.attributes, rule.constants, rule.inputs)
-            if key in seen:
-                raise ValueError(
-                    f"target {self.name}: the rule for {rule.op} is shadowed by an earlier one"
-                )
-            seen.add(key)
 
     def scheme(self, precision: str) -> Scheme:
         """The formats of a precision.
@@ -137,22 +157,3 @@ class Target:
                 return scheme
         choices = ", ".join(s.precision for s in self.schemes)
         raise ValueError(f"target {self.name} has no precision {precision!r}. Choices: {choices}")
-
-
-def load_target(name: str) -> Target:
-    """The target of that name, or of the file at that path; NAME@VERSION is the target on that
-    version of its engine.
-
-    Raises:
-        ValueError: no such target (lists the choices), the file's PLUGIN is something else, or a
-            version of a target that no engine here runs.
-    """
-    stem, _, version = name.rpartition("@") if "@" in name else (name, "", "")
-    found = plugins.load("modelmill.targets", stem)
-    if not isinstance(found, Target):
-        raise ValueError(f"the PLUGIN of {stem} is a {type(found).__name__}, not a Target")
-    if not version:
-        return found
-    if found.runtime is None:
-        raise ValueError(f"{name}: no engine here runs {stem}, so it has no version; say -t {stem}")
-    return replace(found, name=name, runtime=f"{found.runtime}@{version}")
