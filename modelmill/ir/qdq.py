@@ -23,12 +23,14 @@ import numpy as np
 import onnx_ir
 
 from modelmill.ir import graph as g
+from modelmill.ir.load import at_opset
 from modelmill.ir.plan import Plan, Point
 from modelmill.numerics import Encoding, QuantSpec
 
 SPEC_KEY = "modelmill.spec"
 METADATA_IR_VERSION = 10  # nodes have metadata since
-LOWEST_OPSET = 13  # per-axis DequantizeLinear; 21 for 16-bit codes
+LOWEST_OPSET = 13  # per-axis DequantizeLinear
+OPSET_16_BIT = 21
 
 
 def to_qdq(
@@ -52,7 +54,14 @@ def to_qdq(
         raise g.ModelError(
             f"QDQ needs opset {LOWEST_OPSET} or later, the model has {g.opset(graph)}"
         )
-    made = g.clone(graph)
+    specs = [plan.spec(point) for point in plan]
+    if any(spec.logarithmic for spec in specs):
+        raise ValueError(
+            "logarithmic codes cannot be written as QDQ, whose codes are multiples of a scale; such "
+            "a plan can be simulated, and exported in the format of its chip"
+        )
+    wide = any(spec.bits == 16 for spec in specs)
+    made = at_opset(graph, OPSET_16_BIT) if wide else g.clone(graph)
     made.ir_version = max(made.ir_version, METADATA_IR_VERSION)
     _Writer(made, plan, on_codes, shield).write()
     return made

@@ -148,3 +148,27 @@ def test_unknown_value_and_missing_numbers_are_named(graph):
         ir.to_qdq(graph, Plan({Point("x"): ACTIVATION}))
     with pytest.raises(ValueError, match="cannot be written as QDQ"):
         ir.to_qdq(graph, Plan({Point("x"): choose_encoding(QuantSpec(4, False, False), 0.0, 1.0)}))
+
+
+@pytest.mark.parametrize(
+    "spec", [QuantSpec(16, False, False), QuantSpec(8, power_of_two=True)], ids=str
+)
+def test_formats_of_chips_come_back(graph, spec):
+    """16-bit codes need opset 21, which the graph is lifted to; ONNX Runtime runs the result."""
+    ends = {"x": 2.0, "r": 3.0, "y": 5.0}
+    plan = Plan({Point(name): choose_encoding(spec, -end, end) for name, end in ends.items()})
+    artifact = ir.to_qdq(graph, plan)
+    assert ir.opset(artifact) == max(ir.opset(graph), 21 if spec.bits == 16 else 0)
+    _, read = ir.from_qdq(artifact)
+    assert dict(read) == dict(plan)
+    session = ort.InferenceSession(ir.to_bytes(artifact), providers=["CPUExecutionProvider"])
+    shape = [d if isinstance(d, int) else 1 for d in session.get_inputs()[0].shape]
+    (y,) = session.run(None, {"x": np.ones(shape, np.float32)})
+    encoding = plan[Point("y")]
+    np.testing.assert_array_equal(encoding.fake(y), y)
+
+
+def test_logarithms_are_no_qdq(graph):
+    log = QuantSpec(8, signed=False, symmetric=True, logarithmic=True)
+    with pytest.raises(ValueError, match="logarithmic codes cannot be written as QDQ"):
+        ir.to_qdq(graph, Plan({Point("x"): choose_encoding(log, -1.0, 1.0)}))
