@@ -24,6 +24,7 @@ from modelmill import plugins
 from modelmill.runtimes.protocol import EngineMissing, Runtime
 
 MARKER = "modelmill.json"
+_PARTS = ("name", "supported", "pip", "suffix", "missing", "version", "open")
 _REQUIREMENT = re.compile(r"""["']?([A-Za-z0-9][\w.-]*)(\[[\w,-]+\])?[<>=!~]""")
 
 
@@ -50,10 +51,11 @@ def load_runtime(name: str) -> Runtime:
         ValueError: no such adapter (lists the choices), or the file holds something else.
     """
     found = plugins.load("modelmill.runtimes", name, "RUNTIME")
-    if not hasattr(found, "missing"):
+    lacks = [part for part in _PARTS if not hasattr(found, part)]
+    if lacks:
         raise ValueError(
-            f"{name} holds a {type(found).__name__}, not an engine's adapter; see "
-            "modelmill/runtimes/protocol.py"
+            f"{name} holds a {type(found).__name__}, which is no engine's adapter: it has no "
+            f"{', no '.join(lacks)}; see modelmill/runtimes/protocol.py"
         )
     runtime: Runtime = found
     return runtime

@@ -342,7 +342,7 @@ from modelmill.runtimes.onnxruntime import PLUGIN as ORT
 
 
 class Failing:
-    name, supported, pip = "failing", ORT.supported, ORT.pip
+    name, supported, pip, suffix = "failing", ORT.supported, ORT.pip, ".onnx"
     missing, version = ORT.missing, ORT.version
 
     def open(self, path, options):
@@ -361,7 +361,6 @@ PLUGIN = Failing()
         ("chip.onnx", "os.abort()", "crashed (SIGABRT)"),
         ("chip.onnx", "time.sleep(1000)", "within 3 s"),
         ("chip.onnx", "bytearray(1 << 60)", "out of memory"),
-        (".parity.onnx", "os.abort()", "the float model does not run"),
         ("float.onnx", "os.abort()", "the float model does not run"),
     ],
 )
@@ -388,7 +387,7 @@ def test_an_engine_that_fails_costs_its_deployment_only(
 
 
 def test_no_engine_runs_the_float_model(run, tiny, tmp_path, chip_on):
-    (tmp_path / "engine.py").write_text(ENGINE.format(file=".parity.onnx", deed="os.abort()"))
+    (tmp_path / "engine.py").write_text(ENGINE.format(file="float.onnx", deed="os.abort()"))
     chip = chip_on(tmp_path / "engine.py")
     result = run("build", tiny.model, "-d", tiny.data, "-t", chip, "-o", tmp_path / "out")
     assert result.exit_code == 2 and "the float model does not run" in result.stderr

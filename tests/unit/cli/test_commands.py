@@ -128,13 +128,13 @@ def test_doctor(run):
     for word in (*ENGINES, "torch", "pycocotools", "A build is possible here."):
         assert word in result.stdout
     found = as_json(run("doctor", "--format", "json"))
-    assert [e["name"] for e in found["engines"]] == list(ENGINES) and found["works"]
+    assert {e["name"] for e in found["engines"]} >= set(ENGINES) and found["works"]
 
 
 def test_doctor_without_an_engine(run, monkeypatch):
     from modelmill.runtimes import EngineStatus
 
-    none = [EngineStatus("onnxruntime", False, "", ">=1,<2", False, "pip install x", "")]
+    none = [EngineStatus("onnxruntime", False, "", ">=1,<2", False, "", "pip install x", "")]
     monkeypatch.setattr("modelmill.runtimes.doctor", lambda: none)
     result = run("doctor")
     assert result.exit_code == 1 and "pip install x" in result.stdout

@@ -21,7 +21,7 @@ class Session:
 
 
 class Sleeper:
-    name = "sleeper"
+    name, supported, pip, suffix = "sleeper", ("1", "2"), "pip install sleeper", ".onnx"
 
     def missing(self):
         return None

@@ -337,7 +337,7 @@ def test_average_precision_is_no_percentage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scores", "words"),
     [
-        ([0.875, 0.880], "On every engine the score is not below float (87.50 % top-1)."),
+        ([0.875, 0.880], "On every target the score is not below float (87.50 % top-1)."),
         (
             [0.870],
             "ort_cpu loses 0.50 points against float (87.50 % top-1); 1.00 points may be lost.",

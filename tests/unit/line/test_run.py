@@ -48,7 +48,7 @@ def test_the_report_has_the_keys_of_the_house(built):
         "cross_agreement",
     }  # fmt: skip
     assert set(report["model"]) == {"name", "fingerprint", "params", "macs", "input"}
-    assert set(report["float"]) == {"score", "n", "metrics"}
+    assert set(report["float"]) == {"score", "n", "metrics", "score_same", "simulated_n"}
     for d in report["deployments"]:
         assert set(d) == {
             "target", "runtime", "version", "precision", "artifact", "bytes", "score", "agreement",
@@ -60,7 +60,7 @@ def test_the_report_has_the_keys_of_the_house(built):
         for key in ("latency_ms", "float_latency_ms"):
             assert set(d[key]) >= {"p50", "p90", "p99", "n", "threads", "batch"}
         assert set(d["speedup"]) == {"ratio", "low", "high", "verdict"}
-        assert set(d["seconds"]) == {"quantize", "evaluate"}
+        assert set(d["seconds"]) == {"quantize", "convert", "evaluate"}
     for finding in report["findings"]:
         assert set(finding) == {"what", "where", "why", "next"}
 

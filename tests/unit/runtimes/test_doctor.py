@@ -38,6 +38,8 @@ def test_an_engine_that_cannot_be_loaded(tmp_path: Path):
     adapter = tmp_path / "broken.py"
     adapter.write_text(
         "class B:\n"
+        "    name, supported, pip, suffix = 'b', ('1', '2'), 'pip install b', '.onnx'\n"
+        "    def open(self, path, options): raise NotImplementedError\n"
         "    def missing(self): return None\n"
         "    def version(self): import ctypes; return ctypes.CDLL('libnowhere.so')\n"
         "PLUGIN = B()\n"

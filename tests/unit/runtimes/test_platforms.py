@@ -89,3 +89,10 @@ def test_remove(engines):
 
 def test_the_first_requirement_is_the_engine():
     assert distribution_of(load_runtime("openvino")) == "openvino"
+
+
+def test_an_adapter_that_lacks_something(tmp_path):
+    adapter = tmp_path / "half.py"
+    adapter.write_text("class Half:\n    name = 'half'\nPLUGIN = Half()\n")
+    with pytest.raises(ValueError, match="no engine's adapter: it has no supported, no pip"):
+        find_platform(str(adapter))

@@ -82,6 +82,7 @@ class Rogue:
     name = "rogue"
     supported = ("1", "2")
     pip = "pip install rogue"
+    suffix = ".onnx"
 
     def missing(self):
         return None
