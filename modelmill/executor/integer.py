@@ -280,6 +280,9 @@ class IntegerModule:
             axis,
             bias if isinstance(bias, Tensor) else None,
             self._output(node),
+            x.encoding,
+            w,
+            depthwise=node.op_type == "Conv" and w.centred.shape[1] == 1,
         )
         return REQUANTIZE[self.arithmetic.requantize](sums)
 

@@ -56,10 +56,25 @@ def quantize_half_up(x: Tensor, encoding: Encoding) -> Codes:
     return Codes(clamp(torch.floor(steps + 0.5), encoding), encoding)
 
 
+def half_away(x: Tensor) -> Tensor:
+    """To integers as MNN does: half away from zero, by adding a signed half and cutting."""
+    return torch.trunc(x + torch.where(x < 0, -0.5, 0.5))
+
+
+def quantize_away(x: Tensor, encoding: Encoding) -> Codes:
+    if encoding.spec.axis is not None:
+        return quantize_by_division(x, encoding)
+    zero = float(encoding.zero_point)
+    steps = x * float(np.float32(1) / encoding.scale) + zero
+    steps = steps.clamp_(float(encoding.spec.qmin), float(encoding.spec.qmax))
+    return Codes(half_away(steps) - zero, encoding)
+
+
 QUANTIZE: dict[str, Callable[[Tensor, Encoding], Codes]] = {
     "divide": quantize_by_division,
     "range": quantize_by_range,
     "half_up": quantize_half_up,
+    "away": quantize_away,
 }
 
 # ------------------------------------------------------------ an accumulator becomes codes
@@ -72,6 +87,7 @@ class Sums:
     value: sums of products of centred codes, exact, with the bias if that is quantized too.
     scale: s_x * s_w, shape () or (C,), along `axis` of value. bias: a float bias that is still to
     be added, shaped to broadcast. output: what the kernel writes, None if it hands floats on.
+    x: encoding of the activations. w: the weights. depthwise: each channel is summed alone.
     """
 
     value: Tensor
@@ -79,6 +95,9 @@ class Sums:
     axis: int
     bias: Tensor | None
     output: Encoding | None
+    x: Encoding
+    w: Codes
+    depthwise: bool
 
     def per_channel(self, values: np.ndarray) -> Tensor:
         """`values`, one or one per channel, in the shape that broadcasts."""
@@ -102,6 +121,19 @@ def requantize_by_range(sums: Sums) -> Tensor | Codes:
     return real if sums.output is None else quantize_by_range(real, sums.output)
 
 
+def requantize_by_factors(sums: Sums) -> Tensor:
+    """Real numbers: acc * (1 / (1/s_x * 1/s_w)) + b, of float32 reciprocals; a convolution rounds
+    once (a fused multiply-add), a matrix product twice.
+    """
+    one = np.float32(1)
+    factor = sums.per_channel(one / (one / sums.x.scale * (one / sums.w.encoding.scale)))
+    if sums.bias is None:
+        return sums.value.float() * factor
+    if sums.axis == -1:
+        return sums.value.float() * factor + sums.bias
+    return (sums.value.float().double() * factor.double() + sums.bias.double()).float()
+
+
 def requantize_by_shift(sums: Sums) -> Tensor | Codes:
     if sums.output is None or sums.bias is not None:
         return requantize_to_real(sums)
@@ -109,8 +141,42 @@ def requantize_by_shift(sums: Sums) -> Tensor | Codes:
     return Codes(clamp(torch.floor(shifted + 0.5).float(), sums.output), sums.output)
 
 
+SMALLEST_WEIGHT_SCALE = np.float32(1e-6)  # MNN takes a smaller one for this
+UNSIGNED = 128  # MNN's x86 kernels add it to the codes
+
+
+def requantize_unsigned(sums: Sums) -> Tensor | Codes:
+    """acc = sum (x + 128) w, r = s_x / s_y, all in float32.
+
+    y = acc s_w r + ((b - (z_x + 128) s_w sum w s_x) / s_y + z_y); depthwise, with an integer bias,
+    y = (acc + int(int(b / (s_x s_w)) - (z_x + 128) sum w + int(z_y / (s_w r)))) s_w r.
+    """
+    output, axis = sums.output, sums.w.encoding.spec.axis
+    if output is None or axis is None:
+        return requantize_to_real(sums)
+    s_w = np.maximum(sums.w.encoding.scale, SMALLEST_WEIGHT_SCALE)
+    s_x, s_y, z_y = sums.x.scale, output.scale, np.float32(output.zero_point)
+    others = [d for d in range(sums.w.centred.dim()) if d != axis]
+    w_sums = sums.w.centred.double().sum(others)
+    w_sum = w_sums.numpy().astype(np.float32)
+    unsigned = np.float32(sums.x.zero_point + UNSIGNED)
+    bias = np.zeros(1, np.float32) if sums.bias is None else sums.bias.reshape(-1).numpy()
+    shape = sums.per_channel(s_w).shape
+    accumulator = sums.value.double() + (w_sums * float(unsigned)).reshape(shape)
+    if sums.depthwise:
+        factor = s_w * (s_x / s_y)
+        whole = np.trunc(np.trunc(bias / (s_x * s_w)) - w_sum * unsigned + np.trunc(z_y / factor))
+        steps = (accumulator + sums.per_channel(whole)).float() * sums.per_channel(factor)
+    else:
+        scaled = accumulator.float() * sums.per_channel(s_w) * float(s_x / s_y)
+        steps = scaled + sums.per_channel((bias - w_sum * s_w * unsigned * s_x) / s_y + z_y)
+    return Codes(clamp(half_away(steps) - float(z_y), output), output)
+
+
 REQUANTIZE: dict[str, Callable[[Sums], Tensor | Codes]] = {
     "shift": requantize_by_shift,
+    "factors": requantize_by_factors,
+    "unsigned": requantize_unsigned,
     "multiply": requantize_by_ratio,
     "range": requantize_by_range,
     "dequantize": requantize_to_real,
@@ -130,6 +196,11 @@ def add_by_fma(a: Codes, b: Codes, output: Encoding) -> Codes:
     return Codes(clamp(torch.round(outer) - float(z), output), output)
 
 
+def add_by_reciprocal(a: Codes, b: Codes, output: Encoding) -> Codes:
+    steps = (a.real + b.real) * float(np.float32(1) / output.scale)
+    return Codes(clamp(half_away(steps), output), output)
+
+
 def multiply_by_ratio(a: Codes, b: Codes, output: Encoding) -> Codes:
     ratio = float(a.encoding.scale * b.encoding.scale / output.scale)
     z = float(output.zero_point)
@@ -137,7 +208,10 @@ def multiply_by_ratio(a: Codes, b: Codes, output: Encoding) -> Codes:
 
 
 # What is not here is computed in float between the codes.
-ADD: dict[str, Callable[[Codes, Codes, Encoding], Codes]] = {"fma": add_by_fma}
+ADD: dict[str, Callable[[Codes, Codes, Encoding], Codes]] = {
+    "fma": add_by_fma,
+    "reciprocal": add_by_reciprocal,
+}
 MULTIPLY: dict[str, Callable[[Codes, Codes, Encoding], Codes]] = {"ratio": multiply_by_ratio}
 
 # ------------------------------------------------------------ pools
@@ -174,13 +248,34 @@ def average_by_ratio(x: Codes, attributes: dict[str, Any], output: Encoding) -> 
     return Codes(clamp(torch.round(total * ratio), output), output)
 
 
+def average_by_floor(x: Codes, attributes: dict[str, Any], output: Encoding) -> Codes | None:
+    """None where the engine has no such kernel."""
+    padded_by_name = attributes.get("auto_pad", "NOTSET") != "NOTSET"
+    if x.encoding != output or padded_by_name or attributes.get("ceil_mode", 0):
+        return None
+    shift = float(x.encoding.zero_point) + UNSIGNED
+    # Padding is not counted, so it adds nothing to a sum of codes either.
+    total, count = _sequential_sum(x.centred, attributes)
+    factor = torch.floor(2**24 / count.double())
+    unsigned = torch.floor((total.double() + shift * count) * factor / 2**24)
+    return Codes((unsigned - shift).float(), output)
+
+
+def global_average_by_floor(x: Codes, output: Encoding) -> Codes:
+    window = {"kernel_shape": tuple(x.centred.shape[2:])}
+    made = average_by_floor(x, window, output)
+    return made if made is not None else global_average_by_ratio(x, output)
+
+
 AveragePool = Callable[[Codes, dict[str, Any], Encoding], Codes | None]
 AVERAGE_POOL: dict[str, AveragePool] = {
     "sequential": average_in_sequence,
     "ratio": average_by_ratio,
+    "floor": average_by_floor,
 }
 GLOBAL_AVERAGE_POOL: dict[str, Callable[[Codes, Encoding], Codes]] = {
-    "ratio": global_average_by_ratio
+    "ratio": global_average_by_ratio,
+    "floor": global_average_by_floor,
 }
 
 

@@ -19,29 +19,39 @@ class Arithmetic:
         accumulator).
         "range": to float32 by s_x * s_w, float bias, then as quantize "range".
         "dequantize": to float32 by s_x * s_w, float bias, activation, then quantized as any float.
+        "factors": to float32 by the reciprocal of 1/s_x * 1/s_w, float bias (in a convolution one
+        fused multiply-add), activation, then quantized as any float.
         "shift": all scales are powers of two: moved right by n bits, half rounded up.
+        "unsigned": one float32 multiplier s_w * (s_x / s_y) on a sum over unsigned codes; bias and
+        zero points are added in float32, before it as whole steps where the layer is depthwise;
+        half away from zero.
     add: integer addition of two tensors.
         "fma": two fused multiply-adds on float32 scale ratios around one folded constant.
+        "reciprocal": both to float32, added, times the float32 1 / s_y, half away from zero.
         "dequantize": both to float32, added, quantized.
     multiply: integer product of two tensors.
         "ratio": one float32 factor s_1 * s_2 / s_y on the product of the codes.
         "dequantize": both to float32, multiplied, quantized.
     average_pool: "sequential" sums dequantized float32 values window element by element;
         "ratio" sums codes exactly, then one float32 factor s_x / (s_y * count);
-        "dequantize" leaves the order to the float operator.
+        "floor" keeps the scale: the sum of the unsigned codes times 2^24 / count, cut to an
+        integer, then 24 bits are dropped; "dequantize" leaves the order to the float operator.
     global_average_pool: "ratio" sums codes exactly, then one float32 factor s_x / (s_y * count);
-        "dequantize" leaves it to the float operator.
+        "floor" as average_pool; "dequantize" leaves it to the float operator.
     quantize: how a float becomes a code.
         "divide": round(x / s) + z, as ONNX says.
         "range": round(fma(x, n / (high - low), -low * n / (high - low))), n = levels - 1, of the
         range of the codes, all in float32 and the fused multiply-add rounded once, as OpenVINO's
         FakeQuantize is computed. Near a tie the two differ by one code.
         "half_up": floor(x / s + 1/2) + z.
+        "away": x times the float32 1 / s, plus z, clamped, half rounded away from zero.
     """
 
-    requantize: Literal["multiply", "range", "dequantize", "shift"] = "dequantize"
-    add: Literal["fma", "dequantize"] = "dequantize"
+    requantize: Literal["multiply", "range", "dequantize", "factors", "shift", "unsigned"] = (
+        "dequantize"
+    )
+    add: Literal["fma", "reciprocal", "dequantize"] = "dequantize"
     multiply: Literal["ratio", "dequantize"] = "dequantize"
-    average_pool: Literal["sequential", "ratio", "dequantize"] = "dequantize"
-    global_average_pool: Literal["ratio", "dequantize"] = "dequantize"
-    quantize: Literal["divide", "range", "half_up"] = "divide"
+    average_pool: Literal["sequential", "ratio", "floor", "dequantize"] = "dequantize"
+    global_average_pool: Literal["ratio", "floor", "dequantize"] = "dequantize"
+    quantize: Literal["divide", "range", "half_up", "away"] = "divide"
