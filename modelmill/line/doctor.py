@@ -41,12 +41,15 @@ class Package:
 
 @dataclass(frozen=True)
 class Health:
-    """The state of this computer. instructions: sentences on its integer arithmetic."""
+    """The state of this computer. instructions: sentences on its integer arithmetic. schemes:
+    (engine, precision) of the targets that run on an engine.
+    """
 
     machine: Machine
     engines: tuple[EngineStatus, ...]
     packages: tuple[Package, ...]
     instructions: tuple[str, ...]
+    schemes: tuple[tuple[str, str], ...]
 
     @property
     def works(self) -> bool:
@@ -54,17 +57,32 @@ class Health:
         essential = all(p.version for p in self.packages if p.name == ESSENTIAL)
         return essential and any(engine.works for engine in self.engines)
 
+    def precisions(self, platform: str) -> tuple[str, ...]:
+        """What can run there: float, and the precisions of the targets that have this engine."""
+        engine = platform.partition("@")[0]
+        return ("float", *(p for runtime, p in self.schemes if runtime == engine))
+
     def to_json(self) -> dict[str, Any]:
         """All fields, and what follows from them."""
-        engines = [{**asdict(engine), "works": engine.works} for engine in self.engines]
-        return {**asdict(self), "engines": engines, "works": self.works}
+        engines = [
+            {**asdict(e), "works": e.works, "precisions": self.precisions(e.name)}
+            for e in self.engines
+        ]
+        held = asdict(self)
+        del held["schemes"]
+        return {**held, "engines": engines, "works": self.works}
 
 
 def doctor() -> Health:
     """Examine this computer; every engine is loaded once, in a process of its own."""
     machine = this_machine()
     packages = tuple(_package(*row) for row in PACKAGES)
-    return Health(machine, tuple(runtimes.doctor()), packages, _instructions(machine))
+    return Health(machine, tuple(runtimes.doctor()), packages, _instructions(machine), _schemes())
+
+
+def _schemes() -> tuple[tuple[str, str], ...]:
+    found = map(targets.load_target, plugins.names("modelmill.targets"))
+    return tuple(sorted({(t.runtime, s.precision) for t in found if t.runtime for s in t.schemes}))
 
 
 def _package(module: str, distributions: tuple[str, ...], use: str, pip: str) -> Package:
@@ -90,7 +108,7 @@ def _instructions(machine: Machine) -> tuple[str, ...]:
             "bits, which can saturate"
         ]
     for name in plugins.names("modelmill.targets"):
-        target = plugins.load("modelmill.targets", name)
+        target = targets.load_target(name)
         for scheme in target.schemes:
             flags = frozenset(machine.flags)
             narrowed, guard = targets.guarded_scheme(target, scheme.precision, machine.arch, flags)

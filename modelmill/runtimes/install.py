@@ -24,6 +24,7 @@ from modelmill.runtimes.platforms import (
     find_platform,
     load_runtime,
 )
+from modelmill.runtimes.protocol import EngineError
 from modelmill.runtimes.worker import probe
 
 WORKER = ("numpy", "onnx", "onnx-ir")
@@ -42,7 +43,7 @@ def install(name: str, say: Callable[[str], None], again: bool = False) -> Platf
     Raises:
         ValueError: no such engine, or there is an environment of that name.
         DeploymentError: the engine was installed and cannot be loaded.
-        RuntimeError: pip failed; the text holds its last words.
+        EngineError: pip failed; the text holds its last words.
     """
     stem, _, wanted = name.partition("@")
     runtime = load_runtime(stem)
@@ -104,7 +105,7 @@ def _pip(folder: Path, requirements: list[str]) -> None:
         command += ["--disable-pip-version-check", "--constraint", held.name, *requirements]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
-        raise RuntimeError(
+        raise EngineError(
             f"pip could not install {' '.join(requirements)} in {folder}: "
             f"{(ran.stderr or ran.stdout).strip()[-_TAIL:]}"
         )
