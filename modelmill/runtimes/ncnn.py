@@ -128,13 +128,14 @@ class NcnnSession:
         return found
 
     def _given(self, feeds: Arrays) -> list[tuple[str, Any]]:
-        """Blobs and their contents, copied: ncnn may compute in an input's memory."""
+        """Blobs and their contents, copied: a Mat does not keep the array alive that it was made
+        of, and ncnn may compute in an input's memory.
+        """
         import ncnn
 
-        return [
-            (t["blob"], ncnn.Mat(np.ascontiguousarray(_image(feeds[t["name"]]))).clone())
-            for t in self._inputs
-        ]
+        arrays = [np.ascontiguousarray(_image(feeds[t["name"]])) for t in self._inputs]
+        mats = [ncnn.Mat(array).clone() for array in arrays]
+        return [(t["blob"], mat) for t, mat in zip(self._inputs, mats, strict=True)]
 
     def _checked(self, feeds: Arrays) -> dict[str, np.ndarray]:
         found = {}
