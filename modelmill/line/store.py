@@ -51,6 +51,7 @@ class Store:
         self.folder, self.resume = folder, resume
         self.redone: list[str] = []
         self.reused: list[str] = []
+        self._done: set[str] = set()  # by this build: asked for once more, it is not redone
         check_folder(folder, resume)
         try:
             for part in ("cache", "artifacts", "details"):
@@ -96,9 +97,11 @@ class Store:
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
         file_name = re.sub(r"[^\w.-]+", "_", name)  # an engine may be a path
         entry = f"cache/{file_name}-{key}.json"
-        stored = self._stored(entry) if self.resume else None
+        stored = self._stored(entry) if self.resume or entry in self._done else None
         if stored is not None:
-            self.reused.append(name)
+            if entry not in self._done:
+                self._done.add(entry)
+                self.reused.append(name)
             return stored
         result, files = compute()
         for file, data in files.items():
@@ -106,6 +109,7 @@ class Store:
         hashes = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
         self.write_json(entry, {"step": name, "inputs": inputs, "files": hashes, "result": result})
         self.redone.append(name)
+        self._done.add(entry)
         return result
 
     def _stored(self, entry: str) -> Json | None:

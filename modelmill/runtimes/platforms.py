@@ -115,7 +115,7 @@ def find_platform(name: str) -> Platform:
 
 def platforms() -> list[Platform]:
     """Every platform that is there, by engine and version; unfinished environments are not."""
-    found = []
+    found: list[Platform] = []
     for name in plugins.names("modelmill.runtimes"):
         found += _platforms(name, load_runtime(name))
     return found
