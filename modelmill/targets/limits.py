@@ -15,7 +15,14 @@ import numpy as np
 from modelmill import ir
 from modelmill.targets.target import OpRule
 
-DEFAULTS = {"strides": 1, "dilations": 1, "group": 1, "pads": 0}
+DEFAULTS = {
+    "strides": 1,
+    "dilations": 1,
+    "group": 1,
+    "pads": 0,
+    "ceil_mode": 0,
+    "count_include_pad": 0,
+}
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
