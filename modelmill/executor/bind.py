@@ -88,13 +88,16 @@ def unsupported(graph: ir.Graph) -> list[tuple[str, str]]:
     return missing
 
 
-def bind(node: ir.Node, opset: int) -> Call:
-    """The call of `node`, whose operator the executor must have.
+def bind(
+    node: ir.Node, opset: int, instead: Mapping[str, Callable[..., Result]] | None = None
+) -> Call:
+    """The call of `node`, whose operator the executor must have; of `instead`, functions by
+    operator, where that has it.
 
     Raises:
         ValueError: inputs or attributes do not fit the operator's signature.
     """
-    function = _functions()[node.op_type]
+    function = (instead or {}).get(node.op_type) or _functions()[node.op_type]
     signature, hints = _schema(function)
     given = {name: _tensors(value) for name, value in ir.attributes(node).items()}
     filled: dict[str, int] = {

@@ -24,9 +24,11 @@ from modelmill.executor.kernels import (
     ADD,
     AVERAGE_POOL,
     GLOBAL_AVERAGE_POOL,
+    LEAKY_RELU,
     MULTIPLY,
     QUANTIZE,
     REQUANTIZE,
+    SUBTRACT,
     Sums,
 )
 from modelmill.ir import Plan
@@ -235,6 +237,10 @@ class IntegerModule:
         how, two = self.arithmetic, len(sides) == 2
         if node.op_type == "Add" and two and how.add in ADD:
             return self._pairwise(ADD[how.add])
+        if node.op_type == "Sub" and two and how.add in SUBTRACT:
+            return self._pairwise(SUBTRACT[how.add])
+        if node.op_type == "LeakyRelu" and how.leaky_relu in LEAKY_RELU:
+            return self._leaky_relu
         if node.op_type == "Mul" and two and how.multiply in MULTIPLY:
             return self._pairwise(MULTIPLY[how.multiply])
         if node.op_type == "AveragePool" and how.average_pool in AVERAGE_POOL:
@@ -304,6 +310,12 @@ class IntegerModule:
             return kernel(a, b, output)
 
         return run
+
+    def _leaky_relu(self, node: ir.Node, found: Found) -> Codes:
+        x, output = self._input(node, 0, found), self._output(node)
+        assert isinstance(x, Codes) and output is not None
+        alpha = float(ir.attributes(node).get("alpha", 0.01))
+        return LEAKY_RELU[self.arithmetic.leaky_relu](x, alpha, output)
 
     def _global_average_pool(self, node: ir.Node, found: Found) -> Codes:
         x, output = self._input(node, 0, found), self._output(node)

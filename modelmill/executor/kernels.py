@@ -16,6 +16,9 @@ every operation in float32 unless said otherwise):
       "ratio"            sum of x_a, exact, y = clamp(round(sum * (s_x / (s_y * count))))
     GlobalAveragePool    sum of x_a, exact, y = clamp(round(sum * (s_x / (s_y * count))))
     anything else        dequantized, computed in float32, quantized again
+
+XNNPACK's ("fixed_point", "ratio_alone", "reciprocal") stand in `kernels_xnnpack`, LiteRT's own
+pools ("away", "bias") in `kernels_litert`.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modelmill.executor import kernels_litert as litert
+from modelmill.executor import kernels_xnnpack as xnnpack
 from modelmill.executor.codes import Codes, channels, clamp, scale_of
 from modelmill.numerics import Encoding
 
@@ -75,6 +80,7 @@ QUANTIZE: dict[str, Callable[[Tensor, Encoding], Codes]] = {
     "range": quantize_by_range,
     "half_up": quantize_half_up,
     "away": quantize_away,
+    "reciprocal": xnnpack.quantize_by_reciprocal,
 }
 
 # ------------------------------------------------------------ an accumulator becomes codes
@@ -211,8 +217,18 @@ def multiply_by_ratio(a: Codes, b: Codes, output: Encoding) -> Codes:
 ADD: dict[str, Callable[[Codes, Codes, Encoding], Codes]] = {
     "fma": add_by_fma,
     "reciprocal": add_by_reciprocal,
+    "fixed_point": xnnpack.add_in_fixed_point,
 }
-MULTIPLY: dict[str, Callable[[Codes, Codes, Encoding], Codes]] = {"ratio": multiply_by_ratio}
+SUBTRACT: dict[str, Callable[[Codes, Codes, Encoding], Codes]] = {
+    "fixed_point": xnnpack.subtract_in_fixed_point
+}
+MULTIPLY: dict[str, Callable[[Codes, Codes, Encoding], Codes]] = {
+    "ratio": multiply_by_ratio,
+    "ratio_alone": xnnpack.multiply_and_round,
+}
+LEAKY_RELU: dict[str, Callable[[Codes, float, Encoding], Codes]] = {
+    "fixed_point": xnnpack.leaky_in_fixed_point
+}
 
 # ------------------------------------------------------------ pools
 
@@ -272,10 +288,12 @@ AVERAGE_POOL: dict[str, AveragePool] = {
     "sequential": average_in_sequence,
     "ratio": average_by_ratio,
     "floor": average_by_floor,
+    "away": litert.average_in_integers,
 }
 GLOBAL_AVERAGE_POOL: dict[str, Callable[[Codes, Encoding], Codes]] = {
     "ratio": global_average_by_ratio,
     "floor": global_average_by_floor,
+    "bias": litert.global_average_with_bias,
 }
 
 

@@ -28,16 +28,24 @@ class Arithmetic:
     add: integer addition of two tensors.
         "fma": two fused multiply-adds on float32 scale ratios around one folded constant.
         "reciprocal": both to float32, added, times the float32 1 / s_y, half away from zero.
+        "fixed_point": multipliers of 21 bits, one shift, half rounded up; subtraction too.
         "dequantize": both to float32, added, quantized.
     multiply: integer product of two tensors.
-        "ratio": one float32 factor s_1 * s_2 / s_y on the product of the codes.
+        "ratio": one float32 factor s_1 * s_2 / s_y on the product of the codes, plus z, rounded.
+        "ratio_alone": the same, rounded before z is added.
         "dequantize": both to float32, multiplied, quantized.
+    leaky_relu: "fixed_point" multiplies codes by a number with 8 bits behind the point, half
+        rounded up; "dequantize" leaves it to the float operator.
     average_pool: "sequential" sums dequantized float32 values window element by element;
         "ratio" sums codes exactly, then one float32 factor s_x / (s_y * count);
         "floor" keeps the scale: the sum of the unsigned codes times 2^24 / count, cut to an
-        integer, then 24 bits are dropped; "dequantize" leaves the order to the float operator.
+        integer, then 24 bits are dropped; "away" keeps the scale: the sum of the codes with their
+        zero point / count, as integers, half away from zero; "dequantize" leaves the order to the
+        float operator.
     global_average_pool: "ratio" sums codes exactly, then one float32 factor s_x / (s_y * count);
-        "floor" as average_pool; "dequantize" leaves it to the float operator.
+        "floor" as average_pool; "bias" sums codes with their zero point, times k = (s_x / s_y) *
+        (1 / count), plus the float32 z_y - z_x count k; "dequantize" leaves it to the float
+        operator.
     quantize: how a float becomes a code.
         "divide": round(x / s) + z, as ONNX says.
         "range": round(fma(x, n / (high - low), -low * n / (high - low))), n = levels - 1, of the
@@ -45,13 +53,15 @@ class Arithmetic:
         FakeQuantize is computed. Near a tie the two differ by one code.
         "half_up": floor(x / s + 1/2) + z.
         "away": x times the float32 1 / s, plus z, clamped, half rounded away from zero.
+        "reciprocal": round(x times the float32 1 / s) + z.
     """
 
     requantize: Literal["multiply", "range", "dequantize", "factors", "shift", "unsigned"] = (
         "dequantize"
     )
-    add: Literal["fma", "reciprocal", "dequantize"] = "dequantize"
-    multiply: Literal["ratio", "dequantize"] = "dequantize"
-    average_pool: Literal["sequential", "ratio", "floor", "dequantize"] = "dequantize"
-    global_average_pool: Literal["ratio", "floor", "dequantize"] = "dequantize"
-    quantize: Literal["divide", "range", "half_up", "away"] = "divide"
+    add: Literal["fma", "reciprocal", "fixed_point", "dequantize"] = "dequantize"
+    multiply: Literal["ratio", "ratio_alone", "dequantize"] = "dequantize"
+    leaky_relu: Literal["fixed_point", "dequantize"] = "dequantize"
+    average_pool: Literal["sequential", "ratio", "floor", "away", "dequantize"] = "dequantize"
+    global_average_pool: Literal["ratio", "floor", "bias", "dequantize"] = "dequantize"
+    quantize: Literal["divide", "range", "half_up", "away", "reciprocal"] = "divide"

@@ -1,0 +1,67 @@
+"""ExecuTorch on CPU, w8a8: a .pte file whose layers XNNPACK runs in int8.
+
+What becomes an integer kernel is decided by ExecuTorch's XNNPACK partitioner: a layer whose inputs
+all come from a DequantizeLinear and whose only reader is a QuantizeLinear, with a ReLU or a clip
+between at most. A layer therefore cannot hand floats on, as OpenVINO's can. What the partitioner
+takes in float32 only (average pooling, sigmoid, softmax, ...) stays float by rule; what it does not
+take at all (strided slices, nearest resizing, indexing) runs in ExecuTorch's portable kernels, on
+codes where it only moves elements.
+
+XNNPACK is one of the engines that need no narrower weights without dot-product instructions: its
+kernels for such CPUs multiply in 16 bits and add in 32.
+"""
+
+from modelmill.numerics import Arithmetic, QuantSpec
+from modelmill.targets.target import PLAIN_GEMM, OpRule, Scheme, Target
+
+S8 = QuantSpec(8, signed=True, symmetric=False)
+# XNNPACKQuantizer: weights -127..127
+S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0, narrow=True)
+BIAS = QuantSpec(32, signed=True, symmetric=True, axis=0)
+
+MOVEMENT = (
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "Slice",
+    "Gather",
+    "Split",
+)
+
+PLUGIN = Target(
+    name="executorch",
+    runtime="executorch",
+    schemes=(Scheme("w8a8", activation=S8, weight=S8_PER_CHANNEL, bias=BIAS),),
+    rules=(
+        OpRule("Conv", ("activation", "weight", "bias"), anchor=True),
+        OpRule("Gemm", ("activation", "weight", "bias"), anchor=True, attributes=PLAIN_GEMM),
+        OpRule("Add", ("activation", "activation")),
+        OpRule("Sub", ("activation", "activation")),
+        OpRule("Mul", ("activation", "activation")),
+        OpRule("LeakyRelu", ("activation",)),
+        OpRule("GlobalAveragePool", ("activation",)),
+        OpRule("Concat", ("activation",), output="same", variadic=True),
+        OpRule("MaxPool", ("activation",), output="same", attributes=(("ceil_mode", (0,)),)),
+        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
+        OpRule(
+            "Pad",
+            ("activation",),
+            output="same",
+            attributes=(("mode", ("constant",)),),
+            constants=((2, 0.0),),
+        ),
+        *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
+    ),
+    fused=(("Conv", "Relu"), ("Conv", "Clip"), ("Gemm", "Relu"), ("Add", "Relu")),
+    arithmetic=Arithmetic(
+        requantize="multiply",
+        add="fixed_point",
+        multiply="ratio_alone",
+        leaky_relu="fixed_point",
+        global_average_pool="ratio",
+        quantize="reciprocal",
+    ),
+    source="executorch 1.5: backends/xnnpack/partition/config; XNNPACK, src/configs",
+)
