@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from modelmill import ir
 from modelmill.export import ncnn_layers, ncnn_products
-from modelmill.export.ncnn_scope import Scope, refuse
+from modelmill.export.ncnn_scope import Scope, blob_dims, refuse
 from modelmill.ir import Plan
 
 OPERATORS = {
@@ -30,8 +32,8 @@ class NcnnModel:
     """The files of a model.
 
     param: the text of the .param file. weights: the .bin file. tensors: what an adapter must know:
-    for "inputs" and "outputs" a list of {name, blob, shape}, with the ONNX shape of one image, and
-    for outputs `codes`, whether the blob holds int8 codes.
+    for "inputs" and "outputs" a list of {name, blob, shape}, the ONNX shape, and of inputs {dims},
+    the blob's, of outputs {codes}, whether the blob holds int8 codes.
     """
 
     param: str
@@ -54,14 +56,15 @@ def write(graph: ir.Graph, plan: Plan, codes: Mapping[str, str] | None = None) -
     inputs = []
     for value in graph.graph.inputs:
         shape = ir.static_shape(value)
-        if shape is None or len(shape) < 1 or shape[0] != 1 or ir.dtype(value) != "float32":
+        if shape is None or ir.dtype(value) != np.float32:
             raise ValueError(
-                f"ncnn takes float32 images one by one; the input {value.name!r} is "
+                f"ncnn takes float32 tensors of known shape; the input {value.name!r} is "
                 f"{ir.dtype(value)} of shape {ir.shape(value)}"
             )
-        (blob,) = scope.net.add("Input", value.name or "", [], [shape[1:] or (1,)])
+        (blob,) = scope.net.add("Input", value.name or "", [], [blob_dims(value.name, shape)])
         scope.put(value, blob)
-        inputs.append({"name": value.name, "blob": blob.name, "shape": list(shape)})
+        facts = {"name": value.name, "blob": blob.name, "shape": list(shape)}
+        inputs.append({**facts, "dims": list(blob.dims)})
     for node in ir.nodes(graph):
         if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
             raise refuse(node, "modelmill cannot write this operator for ncnn")
@@ -75,17 +78,14 @@ def _finished(
 ) -> NcnnModel:
     """The files, with the blobs of the outputs."""
     values = ir.values(graph)
-    outputs = []
-    for value in graph.graph.outputs:
-        blob = scope.output(value.name or "", value)
+    wanted = [(v.name or "", v, scope.output(v), False) for v in graph.graph.outputs]
+    wanted += [(name, values[v], scope.held_codes(v), True) for name, v in codes.items()]
+    text, held = scope.net.param([blob.name for _, _, blob, _ in wanted])
+    outputs: list[dict[str, Any]] = []
+    for name, value, blob, is_codes in wanted:
         shape = ir.static_shape(value)
-        outputs.append({"name": value.name, "blob": blob.name, "shape": shape, "codes": False})
-    for name, source in codes.items():
-        blob, shape = scope.held_codes(source), ir.static_shape(values[source])
-        outputs.append({"name": name, "blob": blob.name, "shape": shape, "codes": True})
-    text, held = scope.net.param([o["blob"] for o in outputs])
-    for output in outputs:
-        if output["shape"] is None:
-            raise ValueError(f"ncnn: the shape of the output {output['name']!r} is not known")
-        output |= {"blob": held[output["blob"]], "shape": list(output["shape"])}
+        if shape is None:
+            raise ValueError(f"ncnn: the shape of the output {name!r} is not known")
+        found = {"name": name, "blob": held[blob.name], "shape": list(shape), "codes": is_codes}
+        outputs.append(found)
     return NcnnModel(text, scope.net.weights(), {"inputs": inputs, "outputs": outputs})

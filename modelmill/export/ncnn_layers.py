@@ -10,7 +10,7 @@ Source: ncnn, src/layer/*.cpp.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
 
 import numpy as np
@@ -47,7 +47,7 @@ assert all(len(ORDERS[n]) == len(list(permutations(range(n)))) for n in ORDERS)
 # ---------------------------------------------------------------- single elements
 
 
-def elementwise(kind: str, parameters: dict[int, Parameter] | None = None) -> Write:
+def elementwise(kind: str, parameters: Mapping[int, Parameter] | None = None) -> Write:
     """An operator on single elements that is one layer with fixed parameters."""
 
     def write(s: Scope, node: ir.Node) -> None:
@@ -266,7 +266,7 @@ def split(s: Scope, node: ir.Node) -> None:
     kept = kept_axes(node, shape)
     x = s.read(node)
     place = kept.index(axis)
-    tops = [x.dims[:place] + (size,) + x.dims[place + 1 :] for size in sizes]
+    tops = [(*x.dims[:place], size, *x.dims[place + 1 :]) for size in sizes]
     made = s.net.add("Slice", node.name or "", [x], tops, {0: sizes, 1: place})
     for value, blob in zip(node.outputs, made, strict=True):
         s.put(value, blob)
@@ -334,13 +334,20 @@ def gather(s: Scope, node: ir.Node) -> None:
     if indices is None:
         raise refuse(node, "its indices must be constants")
     wanted = [int(i) % shape[axis] for i in indices.reshape(-1)]
-    kept, x = kept_axes(node, shape), s.read(node)
+    kept = kept_axes(node, shape)
     if axis not in kept:
         if len(wanted) != 1:
             raise refuse(node, "it repeats an axis of one element")
-        s.put(node.outputs[0], x)
+        alias(s, node)
         return
-    place = kept.index(axis)
+    place, held = kept.index(axis), s.loose(node)
+    if place == 0 and len(wanted) == 1 and held.dims[0] % shape[axis] == 0:
+        # a run of outermost elements, whatever the dimensions: half of the channels, say
+        run = held.dims[0] // shape[axis]
+        first = wanted[0] * run
+        s.put(node.outputs[0], _cut(s, node, held, 0, range(first, first + run)))
+        return
+    x = s.read(node)
     step = wanted[1] - wanted[0] if len(wanted) > 1 else 1
     even = range(wanted[0], wanted[-1] + 1, step) if step > 0 else range(0)
     if list(even) == wanted:

@@ -4,7 +4,8 @@ A node whose input and weight both have encodings becomes an int8 layer: int8 we
 the input and one for each output channel, all stored as factors 1 / scale. Where nothing but int8
 convolutions of the same size reads the result, the layer also holds the factor of its output and
 writes codes (parameter 8 is 101), else it writes real numbers (1).
-Source: ncnn, src/layer/convolution.cpp, convolutiondepthwise.cpp, innerproduct.cpp, deconvolution.cpp.
+Source: ncnn, src/layer: convolution.cpp, convolutiondepthwise.cpp, innerproduct.cpp,
+deconvolution.cpp, x86/convolution_3x3_winograd_int8.h.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from modelmill.numerics import Encoding
 
 RELU, LEAKY_RELU, CLIP = 1, 2, 3
 READS_FLOATS, WRITES_CODES = 1, 101  # values of int8_scale_term
+LARGEST_CODE = 127
 NO_WINOGRAD = 1 << 6  # bit of the parameter 31, the options that a layer does without
-MATRIX_TRANSPOSED = 1
-EXACT_WINOGRAD = (2**31 - 1) // 576
+# The int8 Winograd transform gives 576 times the sum, which ncnn divides by 576 in float32 and cuts:
+# the first whole number that this gets wrong is 1864137 (found by trying all).
+EXACT_WINOGRAD = 1864137
 
 
 def conv(s: Scope, node: ir.Node) -> None:
@@ -70,7 +73,8 @@ def _int8_conv(
     bottom = s.codes(node, 0, dims_in)
     requantized = _only_codes_are_read(s, last, dims_out)
     parameters[8] = WRITES_CODES if requantized else READS_FLOATS
-    parameters[31] = NO_WINOGRAD
+    if group == 1 and _reach(node, weight, per_weight) >= EXACT_WINOGRAD:
+        parameters[31] = NO_WINOGRAD
     weights = [
         weight_codes(node, weight, per_weight),
         *_bias(s, node, parameters, weight.shape[0]),
@@ -85,6 +89,23 @@ def _int8_conv(
         s.put_codes(last, blob)
     else:
         s.put(last, blob)
+
+
+def _reach(node: ir.Node, weight: np.ndarray, encoding: Encoding) -> float:
+    """The largest sum of products of codes that one output can have."""
+    codes = encoding.quantize(weight).reshape(weight.shape[0], -1).astype(np.int64)
+    above, below = codes.clip(min=0).sum(1), (-codes).clip(min=0).sum(1)
+    sums = np.maximum(above, below) if _not_negative(node.inputs[0]) else above + below
+    return float(sums.max(initial=0)) * LARGEST_CODE
+
+
+def _not_negative(value: ir.Value | None) -> bool:
+    """Whether the operators that made a value leave nothing below 0."""
+    maker = value.producer() if value is not None else None
+    while maker is not None and maker.op_type in ("Identity", "MaxPool"):
+        source = maker.inputs[0]
+        maker = source.producer() if source is not None else None
+    return maker is not None and maker.op_type in ("Relu", "Sigmoid")
 
 
 def _one_scale_per_group(
@@ -141,7 +162,7 @@ def conv_transpose(s: Scope, node: ir.Node) -> None:
 
 
 def gemm(s: Scope, node: ir.Node) -> None:
-    """alpha * A B + beta * C with constant B and C."""
+    """The product alpha * A B + beta * C with constant B and C."""
     attributes, b = ir.attributes(node), s.constant(node, 1)
     if b is None or attributes.get("transA", 0):
         raise refuse(node, "B must be a constant and A not transposed")

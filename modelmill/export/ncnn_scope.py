@@ -15,7 +15,7 @@ value gets `codes * scale`, as the plan says.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -109,7 +109,7 @@ class Scope:
         held = [b for (n, _, of), b in self._codes.items() if (n, of) == (name, encoding)]
         return held[0] if held else self._quantized(name, encoding, self._real[name].dims)
 
-    def output(self, node_name: str, value: ir.Value) -> Blob:
+    def output(self, value: ir.Value) -> Blob:
         """What a graph output gives back: real numbers, rounded to codes if the plan says so."""
         encoding = self.encodings.get(Point(value.name or ""))
         if (value.name or "") in self.constants:
@@ -149,7 +149,7 @@ class Scope:
         kind: str,
         bottoms: Sequence[Blob],
         dims: Dims,
-        parameters: dict[int, Parameter] | None = None,
+        parameters: Mapping[int, Parameter] | None = None,
         weights: Sequence[bytes] = (),
     ) -> Blob:
         """A layer named after `node` that writes one blob."""
@@ -192,12 +192,7 @@ def refuse(node: ir.Node, why: str) -> ValueError:
 
 def kept_axes(node: ir.Node, shape: Sequence[int]) -> list[int]:
     """The axes of a value that its blob has."""
-    axes = list(range(len(shape)))
-    if len(axes) > 1 and shape[0] == 1:
-        axes = axes[1:]
-    for axis in list(axes):
-        if len(axes) > MOST_DIMS and shape[axis] == 1:
-            axes.remove(axis)
+    axes = _axes(shape)
     if len(axes) > MOST_DIMS:
         raise refuse(node, f"a tensor of shape {tuple(shape)} has more than four dimensions")
     return axes
@@ -208,8 +203,28 @@ def dims_of(node: ir.Node, shape: Sequence[int]) -> Dims:
     return tuple(shape[axis] for axis in kept_axes(node, shape)) or (1,)
 
 
+def blob_dims(name: str | None, shape: Sequence[int]) -> Dims:
+    """The same for an input of the graph."""
+    axes = _axes(shape)
+    if len(axes) > MOST_DIMS:
+        raise ValueError(
+            f"ncnn: the input {name!r} of shape {tuple(shape)} has too many dimensions"
+        )
+    return tuple(shape[axis] for axis in axes) or (1,)
+
+
+def _axes(shape: Sequence[int]) -> list[int]:
+    axes = list(range(len(shape)))
+    if len(axes) > 1 and shape[0] == 1:
+        axes = axes[1:]
+    for axis in list(axes):
+        if len(axes) > MOST_DIMS and shape[axis] == 1:
+            axes.remove(axis)
+    return axes
+
+
 def check_activation(name: str, encoding: Encoding) -> None:
-    """ncnn rounds to -127..127 with one scale per tensor and no zero point."""
+    """Raise ValueError for what is not ncnn's: codes -127..127, one scale, no zero point."""
     spec = encoding.spec
     if spec.axis is not None or (spec.qmin, spec.qmax) != (-127, 127) or encoding.zero_point.any():
         raise ValueError(

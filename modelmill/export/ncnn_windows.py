@@ -61,7 +61,7 @@ def global_pool(s: Scope, node: ir.Node) -> None:
 def pool(s: Scope, node: ir.Node) -> None:
     attributes, shape, out = ir.attributes(node), s.in_shape(node), s.out_shape(node)
     window = spatial(s, node)
-    if len(window.kernel) not in (1, 2) or len(node.outputs) > 1 and node.outputs[1].name:
+    if len(window.kernel) not in (1, 2) or (len(node.outputs) > 1 and node.outputs[1].name):
         raise refuse(node, "only one or two spatial dimensions, without indices")
     if set(window.dilation) != {1}:
         raise refuse(node, "a pool with dilations")

@@ -90,7 +90,10 @@ class NcnnSession:
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         wanted = self.outputs if outputs is None else tuple(outputs)
-        return in_slices(lambda one: self._one(one, wanted), self._checked(feeds), 1)
+        given = self._checked(feeds)
+        if all(list(given[t["name"]].shape) == t["shape"] for t in self._inputs):
+            return self._one(given, wanted)
+        return in_slices(lambda one: self._one(one, wanted), given, self._inputs[0]["shape"][0])
 
     def bind(self, feeds: Arrays) -> Callable[[], object]:
         given = self._given(self._checked(feeds))
@@ -133,7 +136,7 @@ class NcnnSession:
         """
         import ncnn
 
-        arrays = [np.ascontiguousarray(_image(feeds[t["name"]])) for t in self._inputs]
+        arrays = [np.ascontiguousarray(feeds[t["name"]].reshape(t["dims"])) for t in self._inputs]
         mats = [ncnn.Mat(array).clone() for array in arrays]
         return [(t["blob"], mat) for t, mat in zip(self._inputs, mats, strict=True)]
 
@@ -149,11 +152,6 @@ class NcnnSession:
                 )
             found[name] = array
         return found
-
-
-def _image(array: np.ndarray) -> np.ndarray:
-    """Without the batch axis; a number alone is a blob of one element."""
-    return array.reshape(array.shape[1:] or (1,))
 
 
 def _executed_op(words: list[str]) -> ExecutedOp | None:
