@@ -35,6 +35,8 @@ LAYOUT_ONLY = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Ident
 FUSING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul")
 # Fused activations: the real range each one clamps to, and its number in the schema.
 CLAMPS = {(0.0, np.inf): 1, (-1.0, 1.0): 2, (0.0, 6.0): 3}
+# Operators whose inputs after the first are numbers of theirs, not tensors to compute with.
+PARAMETERS_BEHIND = ("Resize", "Pad", "Slice", "Gather", "Split", "Clip")
 NO_CLAMP = (-np.inf, np.inf)
 
 
@@ -226,9 +228,10 @@ class Writer:
     def _integer(self, node: ir.Node, output: Encoding) -> bool:
         from modelmill.export.litert_ops import takes_int8
 
+        read = node.inputs[:1] if node.op_type in PARAMETERS_BEHIND else node.inputs
         sides = [
             self.plan.at(v.name or "", node.name or "", i)
-            for i, v in enumerate(node.inputs)
+            for i, v in enumerate(read)
             if v is not None and ir.dtype(v) in (None, np.dtype(np.float32))
         ]
         encodings = [side for side in sides if isinstance(side, Encoding)]
@@ -330,9 +333,14 @@ class Writer:
         self.store(step.value, Held(layout.fresh(tensor, step.shape, order), step.encoding))
         return tensor
 
-    def take(self, step: Step, index: int, order: Any, as_held: bool = False) -> int:
+    def side(self, step: Step, index: int) -> Held:
+        """Input `index` as the operator computes on it: float for a float operator."""
+        held = self.read(step.node, index)
+        return held if step.encoding is not None else self.as_float(held)
+
+    def take(self, step: Step, index: int, order: Any) -> int:
         """The tensor of input `index`, its dimensions in `order`."""
-        return self.ordered(self.read(step.node, index, as_held).view, order)
+        return self.ordered(self.side(step, index).view, order)
 
     def ordered(self, view: View, order: Any) -> int:
         """The tensor that holds `view` with its dimensions in `order`."""

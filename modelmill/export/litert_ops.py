@@ -18,10 +18,11 @@ from modelmill.export.litert_file import Affine
 from modelmill.numerics import Encoding
 
 if TYPE_CHECKING:
-    from modelmill.export.litert import Step, Writer
+    from modelmill.export.litert import Held, Step, Writer
 
 SAME, VALID = 0, 1
 NHWC = (0, 2, 3, 1)
+MOST_DIMENSIONS = 5  # of a SLICE
 # Operators whose int8 kernels fix the scale of the output: (scale, zero point as int8).
 FIXED_OUTPUT = {
     "Sigmoid": (1 / 256, -128),
@@ -76,7 +77,7 @@ def conv(w: Writer, step: Step) -> None:
     given, weight = step.attributes, _weight(step)
     if weight.ndim != 4:
         raise step.refuse("it has convolutions over two dimensions")
-    x = w.read(step.node, 0)
+    x = w.side(step, 0)
     group = int(given.get("group", 1))
     strides, dilations = given.get("strides", (1, 1)), given.get("dilations", (1, 1))
     depthwise = group > 1 and weight.shape[1] == 1
@@ -105,7 +106,7 @@ def conv_transpose(w: Writer, step: Step) -> None:
     if tuple(given.get("dilations", (1, 1))) != (1, 1):
         raise step.refuse("its transposed convolutions have no dilation")
     (height, width), strides = weight.shape[2:], given.get("strides", (1, 1))
-    x = w.read(step.node, 0)
+    x = w.side(step, 0)
     _, _, rows, columns = x.view.shape
     pads = given.get("pads", (0, 0, 0, 0))
     full = ((rows - 1) * strides[0] + height, (columns - 1) * strides[1] + width)
@@ -149,7 +150,7 @@ def matmul(w: Writer, step: Step) -> None:
         return _fully_connected(w, step, output_first=False)
     if step.encoding is not None:
         raise step.refuse("int8 products of two tensors are not written")
-    plain = [range(w.read(step.node, i).view.dims.__len__()) for i in (0, 1)]
+    plain = [range(w.side(step, i).view.dims.__len__()) for i in (0, 1)]
     sources = [w.take(step, i, plain[i]) for i in (0, 1)]
     made = w.output(step, range(len(step.shape)))
     return w.file.operator("BATCH_MATMUL", sources, [made], "BatchMatMulOptions")
@@ -157,7 +158,7 @@ def matmul(w: Writer, step: Step) -> None:
 
 def _fully_connected(w: Writer, step: Step, output_first: bool) -> None:
     """Rows by a constant matrix. The columns of the matrix follow the memory order of the rows."""
-    view = w.read(step.node, 0).view
+    view = w.side(step, 0).view
     outer = tuple(atom for dim in view.dims[:-1] for atom in dim)
     inner = view.dims[-1]
     lies_well = view.atoms[: len(outer)] == outer
@@ -319,7 +320,7 @@ def _pool(w: Writer, step: Step, op: str) -> None:
     if len(step.shape) != 4:
         raise step.refuse("it pools over two dimensions")
     kernel, strides = given["kernel_shape"], given.get("strides", (1, 1))
-    held = w.read(step.node, 0)
+    held = w.side(step, 0)
     padding = _Padding(w, step, kernel, held.view.shape[2:], step.shape[2:])
     source = w.ordered(held.view, NHWC)
     if op == "MAX_POOL_2D":
@@ -366,14 +367,14 @@ def reduce_mean(w: Writer, step: Step) -> None:
     axes = given.get("axes")
     if len(step.node.inputs) > 1 and step.node.inputs[1] is not None:
         axes = ir.constant(step.node.inputs[1])
-    rank = len(w.read(step.node, 0).view.dims)
+    rank = len(w.side(step, 0).view.dims)
     chosen = range(rank) if axes is None or len(axes) == 0 else axes
     keep = bool(given.get("keepdims", 1))
     _mean(w, step, sorted(int(axis) % rank for axis in chosen), keep)
 
 
 def _mean(w: Writer, step: Step, axes: list[int], keep: bool) -> None:
-    view = w.read(step.node, 0).view
+    view = w.side(step, 0).view
     order = view.order() or layout.channels_last(len(view.dims))
     source = w.ordered(view, order)
     places = [place for place, axis in enumerate(order) if axis in axes]
@@ -402,7 +403,7 @@ def unary(op: str, table: str = "") -> Callable[[Writer, Step], None]:
 def _unary(
     w: Writer, step: Step, op: str, table: str = "", options: dict[str, float] | None = None
 ) -> None:
-    held = w.read(step.node, 0, as_held=step.node.op_type == "Relu" and step.encoding is not None)
+    held = w.side(step, 0)
     order = held.view.order() or layout.channels_last(len(held.view.dims))
     source = w.ordered(held.view, order)
     w.file.operator(op, [source], [w.output(step, order)], table, **(options or {}))
@@ -417,7 +418,7 @@ def clip(w: Writer, step: Step) -> None:
     named = {(0.0, np.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
     if clamp in named:
         return _unary(w, step, named[clamp])
-    view = w.read(step.node, 0).view
+    view = w.side(step, 0).view
     order = view.order() or layout.channels_last(len(view.dims))
     source = w.ordered(view, order)
     made = w.output(step, order)
@@ -447,7 +448,7 @@ def _operand(w: Writer, step: Step, index: int, rank: int, order: Sequence[int])
     value = step.node.inputs[index]
     array = ir.constant(value)
     if array is None or value is None:
-        view = w.read(step.node, index).view
+        view = w.side(step, index).view
         wide = layout.reshaped(view, (1,) * (rank - len(view.dims)) + view.shape)
         assert wide is not None
         return w.ordered(wide, order)
@@ -473,7 +474,7 @@ def _shared_order(w: Writer, step: Step, indices: Sequence[int]) -> Sequence[int
         value = step.node.inputs[index]
         if value is None or ir.constant(value) is not None:
             continue
-        view = w.read(step.node, index).view
+        view = w.side(step, index).view
         order = view.order()
         if len(view.dims) == len(step.shape) and order is not None:
             return order
@@ -494,7 +495,7 @@ def prelu(w: Writer, step: Step) -> None:
 def softmax(w: Writer, step: Step) -> None:
     rank = len(step.shape)
     axis = int(step.attributes.get("axis", -1)) % rank
-    order: Sequence[int] = w.read(step.node, 0).view.order() or ()
+    order: Sequence[int] = w.side(step, 0).view.order() or ()
     if not order or order[-1] != axis:
         order = [*(a for a in layout.channels_last(rank) if a != axis), axis]
     made = w.output(step, order)
@@ -515,7 +516,7 @@ def concat(w: Writer, step: Step) -> None:
     order = list(_shared_order(w, step, indices))
     sources = []
     for index in indices:
-        held = w.read(step.node, index)
+        held = w.side(step, index)
         if step.encoding is not None:
             held = w.encoded(held, step.encoding)
         sources.append(w.ordered(held.view, order))
@@ -578,6 +579,10 @@ def _cut(
 
     held = w.read(step.node, 0, as_held=True)
     order = held.view.order() or layout.channels_last(len(shape))
+    if any(stride > 1 for stride in strides) and _cut_whole(
+        w, name, held, order, begins, strides, shape
+    ):
+        return
     source = w.ordered(held.view, order)
     made = w.new(name, [shape[axis] for axis in order], held.encoding)
     begin = [begins[axis] for axis in order]
@@ -591,6 +596,43 @@ def _cut(
         inputs = [source, *(w.indices(n) for n in (begin, end, [strides[a] for a in order]))]
         w.file.operator("STRIDED_SLICE", inputs, [made], "StridedSliceOptions")
     w.store(name, Held(layout.fresh(made, shape, order), held.encoding))
+
+
+def _cut_whole(
+    w: Writer,
+    name: str,
+    held: Held,
+    order: Sequence[int],
+    begins: Sequence[int],
+    strides: Sequence[int],
+    shape: tuple[int, ...],
+) -> bool:
+    """Every n-th element as a block: a dimension of m n elements is one of m and one of n, of which
+    one index is kept. XNNPACK has no steps in its slices. False where a dimension does not divide.
+    """
+    from modelmill.export.litert import Held
+
+    inside, source_shape, begin, size = held.view.shape, [], [], []
+    for axis in order:
+        n = strides[axis]
+        if n > 1 and (inside[axis] % n or begins[axis] >= n or shape[axis] != inside[axis] // n):
+            return False
+        if n > 1:
+            source_shape += [shape[axis], n]
+            begin += [0, begins[axis]]
+            size += [shape[axis], 1]
+        elif inside[axis] > 1:
+            source_shape.append(inside[axis])
+            begin.append(begins[axis])
+            size.append(shape[axis])
+    if len(source_shape) > MOST_DIMENSIONS:
+        return False
+    atoms = tuple(atom for axis in order for atom in held.view.dims[axis])
+    source = w.arranged(held.view, atoms, source_shape)
+    made = w.new(name, size, held.encoding)
+    w.file.operator("SLICE", [source, w.indices(begin), w.indices(size)], [made], "SliceOptions")
+    w.store(name, Held(layout.fresh(made, shape, order), held.encoding))
+    return True
 
 
 def gather(w: Writer, step: Step) -> None:
@@ -673,7 +715,7 @@ def pad(w: Writer, step: Step) -> None:
 def resize(w: Writer, step: Step) -> None:
     given = step.attributes
     mode = given.get("mode", "nearest")
-    held = w.read(step.node, 0)
+    held = w.side(step, 0)
     inside = held.view.shape
     if len(step.shape) != 4 or inside[:2] != step.shape[:2] or mode not in ("nearest", "linear"):
         raise step.refuse("it resizes rows and columns of images, nearest or linear")

@@ -1,10 +1,20 @@
-"""LiteRT on CPU, w8a8: a .tflite file in int8, run by XNNPACK through the default interpreter."""
+"""LiteRT on CPU, w8a8: a .tflite file in int8, run by XNNPACK through the default interpreter.
+
+Int8 operators write int8, so a layer cannot hand floats on as OpenVINO's can. What the 8-bit
+specification wants of one encoding on both sides (pools, paddings, concatenation, movement) keeps
+the encoding of its input. Sigmoid, Tanh and Softmax have int8 kernels, but with an output scale
+that the specification fixes; they stay float, as they stand at the end of networks.
+
+XNNPACK needs no narrower weights without dot-product instructions: its kernels for such CPUs
+multiply in 16 bits and add in 32.
+"""
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Scheme, Target
+from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Scheme, Target
 
 S8 = QuantSpec(8, signed=True, symmetric=False)
 S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0, narrow=True)
+# "int8 weights ... restricted to [-127, 127]": 8-bit quantization specification.
 BIAS = QuantSpec(32, signed=True, symmetric=True, axis=0)
 
 MOVEMENT = (
@@ -18,6 +28,24 @@ MOVEMENT = (
     "Split",
     "MaxPool",
 )
+# Kernels by their name in the schema, and the operator that a float one of them means.
+KERNELS = (
+    ("CONV_2D", "Conv"),
+    ("DEPTHWISE_CONV_2D", "Conv"),
+    ("TRANSPOSE_CONV", "ConvTranspose"),
+    ("FULLY_CONNECTED", "Gemm"),
+    ("ADD", "Add"),
+    ("SUB", "Sub"),
+    ("MUL", "Mul"),
+    ("LEAKY_RELU", "LeakyRelu"),
+    ("MEAN", "GlobalAveragePool"),
+    ("AVERAGE_POOL_2D", "AveragePool"),
+    ("MAX_POOL_2D", "MaxPool"),
+    ("CONCATENATION", "Concat"),
+    ("RESIZE_NEAREST_NEIGHBOR", "Resize"),
+)
+NOT_COUNTED = "LiteRT pads by itself only as TensorFlow's SAME does, which leaves the padding out"
+FLOOR = Limit("ceil_mode", high=0, why="LiteRT's pools have no windows that reach beyond the end")
 
 PLUGIN = Target(
     name="litert",
@@ -28,10 +56,23 @@ PLUGIN = Target(
         OpRule("Gemm", ("activation", "weight", "bias"), anchor=True, attributes=PLAIN_GEMM),
         OpRule("MatMul", ("activation", "weight"), anchor=True),
         OpRule("Add", ("activation", "activation")),
+        OpRule("Sub", ("activation", "activation")),
         OpRule("Mul", ("activation", "activation")),
         OpRule("LeakyRelu", ("activation",)),
         OpRule("GlobalAveragePool", ("activation",)),
-        OpRule("AveragePool", ("activation",), output="same"),
+        OpRule(
+            "AveragePool",
+            ("activation",),
+            output="same",
+            attributes=(("pads", ((0, 0, 0, 0),)), ("auto_pad", ("NOTSET", "VALID"))),
+            limits=(FLOOR,),
+        ),
+        OpRule(
+            "AveragePool",
+            ("activation",),
+            output="same",
+            limits=(Limit("count_include_pad", low=1, why=NOT_COUNTED), FLOOR),
+        ),
         OpRule("Concat", ("activation",), output="same", variadic=True),
         OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
         OpRule(
@@ -41,10 +82,29 @@ PLUGIN = Target(
             attributes=(("mode", ("constant",)),),
             constants=((2, 0.0),),
         ),
+        OpRule("Relu", ("activation",), output="same"),
+        OpRule("Clip", ("activation",), output="same", constants=((1, 0.0), (2, 6.0))),
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),
-    fused=(("Conv", "Relu"), ("Gemm", "Relu"), ("Add", "Relu"), ("Mul", "Relu")),
+    fused=tuple(
+        (op, activation)
+        for op in ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul")
+        for activation in ("Relu", "Clip")
+    ),
     on_codes=(*MOVEMENT, "Pad", "Resize"),
-    arithmetic=Arithmetic(requantize="multiply"),
-    source="ai.google.dev/edge/litert, 8-bit quantization specification; ai-edge-litert 2.3",
+    arithmetic=Arithmetic(
+        requantize="multiply",
+        add="fixed_point",
+        multiply="ratio_alone",
+        leaky_relu="fixed_point",
+        average_pool="away",
+        global_average_pool="bias",
+        quantize="reciprocal",
+    ),
+    float_kernels=tuple(
+        (f"{kernel}{where}", op) for kernel, op in KERNELS for where in ("", " (builtin)")
+    ),
+    passes=("whole_average_pool",),
+    source="ai.google.dev/edge/litert, 8-bit quantization specification; "
+    "tflite/delegates/xnnpack/xnnpack_delegate.cc; ai-edge-litert 2.3",
 )
