@@ -32,7 +32,7 @@ def channels_last(module: str) -> str:
 
 def _depthwise(match: re.Match[str]) -> str:
     indent, result, given, x, w, x_type, w_type, start, y_type = match.groups()
-    stem = f"{result}_last"
+    stem = f"%last_{result[1:]}"
     lines = [
         *_transpose(f"{stem}_x", x, x_type, TO_LAST),
         *_transpose(f"{stem}_w", w, w_type, FILTER),
@@ -48,9 +48,9 @@ def _depthwise(match: re.Match[str]) -> str:
 def _transpose(result: str, source: str, shape: str, order: tuple[int, ...]) -> tuple[str, str]:
     made = _type(shape, order)
     return (
-        f"{result}_to = tensor.empty() : {made}",
+        f"%to_{result[1:]} = tensor.empty() : {made}",
         f"{result} = linalg.transpose ins({source} : tensor<{shape}>) "
-        f"outs({result}_to : {made}) permutation = {list(order)}",
+        f"outs(%to_{result[1:]} : {made}) permutation = {list(order)}",
     )
 
 
