@@ -34,7 +34,7 @@ RELU, LEAKY_RELU, CLIP = 1, 2, 3
 READS_FLOATS, WRITES_CODES = 1, 101  # values of int8_scale_term
 LARGEST_CODE = 127
 NO_WINOGRAD = 1 << 6  # bit of the parameter 31, the options that a layer does without
-# The int8 Winograd transform gives 576 times the sum, which ncnn divides by 576 in float32 and cuts:
+# Winograd on int8 gives 576 times the sum, which ncnn divides by 576 in float32 and cuts:
 # the first whole number that this gets wrong is 1864137 (found by trying all).
 EXACT_WINOGRAD = 1864137
 

@@ -91,20 +91,21 @@ class NcnnSession:
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         wanted = self.outputs if outputs is None else tuple(outputs)
         given = self._checked(feeds)
-        if all(list(given[t["name"]].shape) == t["shape"] for t in self._inputs):
+        if self._is_one(given):
             return self._one(given, wanted)
         return in_slices(lambda one: self._one(one, wanted), given, self._inputs[0]["shape"][0])
 
     def bind(self, feeds: Arrays) -> Callable[[], object]:
-        given = self._given(self._checked(feeds))
+        parts = [self._given(part) for part in self._parts(self._checked(feeds))]
         blobs = [t["blob"] for t in self._outputs]
 
         def call() -> None:
-            with self._net.create_extractor() as extractor:
-                for blob, mat in given:
-                    extractor.input(blob, mat)
-                for blob in blobs:
-                    extractor.extract(blob)
+            for given in parts:
+                with self._net.create_extractor() as extractor:
+                    for blob, mat in given:
+                        extractor.input(blob, mat)
+                    for blob in blobs:
+                        extractor.extract(blob)
 
         return call
 
@@ -114,6 +115,20 @@ class NcnnSession:
 
     def close(self) -> None:
         self._net.clear()
+
+    def _is_one(self, feeds: Arrays) -> bool:
+        """Whether that is what the net takes, no larger batch of it."""
+        return all(list(feeds[t["name"]].shape) == t["shape"] for t in self._inputs)
+
+    def _parts(self, feeds: dict[str, np.ndarray]) -> list[Arrays]:
+        """The batch in pieces that the net takes."""
+        if self._is_one(feeds):
+            return [feeds]
+        size, n = self._inputs[0]["shape"][0], min(len(array) for array in feeds.values())
+        return [
+            {name: array[start : start + size] for name, array in feeds.items()}
+            for start in range(0, n, size)
+        ]
 
     def _one(self, feeds: Arrays, wanted: Sequence[str]) -> dict[str, np.ndarray]:
         """One image."""
