@@ -18,7 +18,8 @@ every operation in float32 unless said otherwise):
     anything else        dequantized, computed in float32, quantized again
 
 XNNPACK's ("fixed_point", "ratio_alone", "reciprocal") stand in `kernels_xnnpack`, LiteRT's own
-pools ("away", "bias") in `kernels_litert`.
+pools ("away", "bias") in `kernels_litert`, its reference kernels ("double_rounding",
+"divide_away") in `kernels_gemmlowp`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modelmill.executor import kernels_gemmlowp as gemmlowp
 from modelmill.executor import kernels_litert as litert
 from modelmill.executor import kernels_xnnpack as xnnpack
 from modelmill.executor.codes import Codes, channels, clamp, scale_of
@@ -81,6 +83,7 @@ QUANTIZE: dict[str, Callable[[Tensor, Encoding], Codes]] = {
     "half_up": quantize_half_up,
     "away": quantize_away,
     "reciprocal": xnnpack.quantize_by_reciprocal,
+    "divide_away": gemmlowp.quantize_half_away,
 }
 
 # ------------------------------------------------------------ an accumulator becomes codes
@@ -179,6 +182,18 @@ def requantize_unsigned(sums: Sums) -> Tensor | Codes:
     return Codes(clamp(half_away(steps) - float(z_y), output), output)
 
 
+def requantize_doubly_rounded(sums: Sums) -> Tensor | Codes:
+    if sums.output is None or sums.bias is not None:
+        return requantize_to_real(sums)
+    scales = (sums.x.scale, sums.w.encoding.scale, sums.output.scale)
+    x, w, y = (np.asarray(scale, np.float64) for scale in scales)
+    shape = [1] * sums.value.dim()
+    shape[sums.axis] = -1
+    multiplier, exponent = (torch.as_tensor(p).reshape(shape) for p in gemmlowp.factor(x * w / y))
+    steps = gemmlowp.times(sums.value.long(), multiplier, exponent)
+    return Codes(clamp(steps.float(), sums.output), sums.output)
+
+
 REQUANTIZE: dict[str, Callable[[Sums], Tensor | Codes]] = {
     "shift": requantize_by_shift,
     "factors": requantize_by_factors,
@@ -186,6 +201,7 @@ REQUANTIZE: dict[str, Callable[[Sums], Tensor | Codes]] = {
     "multiply": requantize_by_ratio,
     "range": requantize_by_range,
     "dequantize": requantize_to_real,
+    "double_rounding": requantize_doubly_rounded,
 }
 
 # ------------------------------------------------------------ two tensors of codes
@@ -218,16 +234,20 @@ ADD: dict[str, Callable[[Codes, Codes, Encoding], Codes]] = {
     "fma": add_by_fma,
     "reciprocal": add_by_reciprocal,
     "fixed_point": xnnpack.add_in_fixed_point,
+    "double_rounding": gemmlowp.add_doubly_rounded,
 }
 SUBTRACT: dict[str, Callable[[Codes, Codes, Encoding], Codes]] = {
-    "fixed_point": xnnpack.subtract_in_fixed_point
+    "fixed_point": xnnpack.subtract_in_fixed_point,
+    "double_rounding": gemmlowp.subtract_doubly_rounded,
 }
 MULTIPLY: dict[str, Callable[[Codes, Codes, Encoding], Codes]] = {
     "ratio": multiply_by_ratio,
     "ratio_alone": xnnpack.multiply_and_round,
+    "double_rounding": gemmlowp.multiply_doubly_rounded,
 }
 LEAKY_RELU: dict[str, Callable[[Codes, float, Encoding], Codes]] = {
-    "fixed_point": xnnpack.leaky_in_fixed_point
+    "fixed_point": xnnpack.leaky_in_fixed_point,
+    "double_rounding": gemmlowp.leaky_doubly_rounded,
 }
 
 # ------------------------------------------------------------ pools
@@ -294,6 +314,7 @@ GLOBAL_AVERAGE_POOL: dict[str, Callable[[Codes, Encoding], Codes]] = {
     "ratio": global_average_by_ratio,
     "floor": global_average_by_floor,
     "bias": litert.global_average_with_bias,
+    "double_rounding": gemmlowp.global_average_doubly_rounded,
 }
 
 

@@ -25,17 +25,22 @@ class Arithmetic:
         "unsigned": one float32 multiplier s_w * (s_x / s_y) on a sum over unsigned codes; bias and
         zero points are added in float32, before it as whole steps where the layer is depthwise;
         half away from zero.
+        "double_rounding": the float64 factor s_x s_w / s_y as a number of 31 bits and a shift, each
+        rounded, in integers.
     add: integer addition of two tensors.
         "fma": two fused multiply-adds on float32 scale ratios around one folded constant.
         "reciprocal": both to float32, added, times the float32 1 / s_y, half away from zero.
         "fixed_point": multipliers of 21 bits, one shift, half rounded up; subtraction too.
+        "double_rounding": codes moved left by 20 bits, factors as in requantize; subtraction too.
         "dequantize": both to float32, added, quantized.
     multiply: integer product of two tensors.
         "ratio": one float32 factor s_1 * s_2 / s_y on the product of the codes, plus z, rounded.
         "ratio_alone": the same, rounded before z is added.
+        "double_rounding": the factor as in requantize.
         "dequantize": both to float32, multiplied, quantized.
     leaky_relu: "fixed_point" multiplies codes by a number with 8 bits behind the point, half
-        rounded up; "dequantize" leaves it to the float operator.
+        rounded up; "double_rounding" by factors as in requantize; "dequantize" leaves it to the
+        float operator.
     average_pool: "sequential" sums dequantized float32 values window element by element;
         "ratio" sums codes exactly, then one float32 factor s_x / (s_y * count);
         "floor" keeps the scale: the sum of the unsigned codes times 2^24 / count, cut to an
@@ -44,8 +49,8 @@ class Arithmetic:
         float operator.
     global_average_pool: "ratio" sums codes exactly, then one float32 factor s_x / (s_y * count);
         "floor" as average_pool; "bias" sums codes with their zero point, times k = (s_x / s_y) *
-        (1 / count), plus the float32 z_y - z_x count k; "dequantize" leaves it to the float
-        operator.
+        (1 / count), plus the float32 z_y - z_x count k; "double_rounding": the factor as in
+        requantize, divided by count; "dequantize" leaves it to the float operator.
     quantize: how a float becomes a code.
         "divide": round(x / s) + z, as ONNX says.
         "range": round(fma(x, n / (high - low), -low * n / (high - low))), n = levels - 1, of the
@@ -54,14 +59,17 @@ class Arithmetic:
         "half_up": floor(x / s + 1/2) + z.
         "away": x times the float32 1 / s, plus z, clamped, half rounded away from zero.
         "reciprocal": round(x times the float32 1 / s) + z.
+        "divide_away": x / s, half away from zero, plus z.
     """
 
-    requantize: Literal["multiply", "range", "dequantize", "factors", "shift", "unsigned"] = (
+    requantize: Literal[
+        "multiply", "range", "dequantize", "factors", "shift", "unsigned", "double_rounding"
+    ] = "dequantize"
+    add: Literal["fma", "reciprocal", "fixed_point", "double_rounding", "dequantize"] = "dequantize"
+    multiply: Literal["ratio", "ratio_alone", "double_rounding", "dequantize"] = "dequantize"
+    leaky_relu: Literal["fixed_point", "double_rounding", "dequantize"] = "dequantize"
+    average_pool: Literal["sequential", "ratio", "floor", "away", "dequantize"] = "dequantize"
+    global_average_pool: Literal["ratio", "floor", "bias", "double_rounding", "dequantize"] = (
         "dequantize"
     )
-    add: Literal["fma", "reciprocal", "fixed_point", "dequantize"] = "dequantize"
-    multiply: Literal["ratio", "ratio_alone", "dequantize"] = "dequantize"
-    leaky_relu: Literal["fixed_point", "dequantize"] = "dequantize"
-    average_pool: Literal["sequential", "ratio", "floor", "away", "dequantize"] = "dequantize"
-    global_average_pool: Literal["ratio", "floor", "bias", "dequantize"] = "dequantize"
-    quantize: Literal["divide", "range", "half_up", "away", "reciprocal"] = "divide"
+    quantize: Literal["divide", "range", "half_up", "away", "reciprocal", "divide_away"] = "divide"
