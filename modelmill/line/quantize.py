@@ -20,6 +20,7 @@ import torch
 from modelmill import executor, ir, passes, targets
 from modelmill.executor.integer import IntegerModule
 from modelmill.ir import Plan
+from modelmill.line.rewrite import check_equal, rewritten
 from modelmill.line.show import SILENT, Show
 from modelmill.quant.bias_correction import LAYERS, BiasCorrection
 from modelmill.quant.calibrate import Calibrate, activation_names, encode
@@ -154,7 +155,10 @@ class Where:
     keep_float: frozenset[str] = frozenset()
 
     def plan(self, graph: ir.Graph, target: Target, more: frozenset[str] = frozenset()) -> Planned:
-        """The target's plan; `more` names further nodes to keep in float."""
+        """The plan of the target for the graph after its passes; `more` names further nodes to keep
+        in float.
+        """
+        graph = rewritten(graph, target)
         names = {n.name for n in ir.nodes(graph)}
         unknown = sorted(self.keep_float - names)
         if unknown:
@@ -184,7 +188,7 @@ def quantize_all(
     show: Show = SILENT,
 ) -> dict[str, Quantized]:
     """Quantize a clean graph for several targets; calibration data runs through the float model
-    once.
+    once, and once more for targets with passes of their own.
 
     Raises:
         ValueError: a target quantizes nothing in this model, or data or model give NaN.
@@ -199,20 +203,54 @@ def quantize_all(
             )
     if recipe.equalize is not None:
         graph, _ = recipe.equalize(graph, Plan(), batches)
-    names = sorted({n for p in planned.values() for n in activation_names(graph, p.plan)})
-    with show.step("calibrate") as advance:
-        statistics = observe(graph, names, batches, advance)
+    graphs = {name: rewritten(graph, target) for name, target in chosen.items()}
+    statistics = _observe_all(graph, graphs, chosen, planned, batches, show)
     shared = time.perf_counter() - start
     results = {}
     for name, target in chosen.items():
         with show.step(f"quantize for {name}"):
             begun = time.perf_counter()
-            made = _quantize_one(graph, target, planned[name], where, batches, recipe, statistics)
+            made = _quantize_one(
+                graphs[name], target, planned[name], where, batches, recipe, statistics
+            )
             results[name] = replace(made, seconds=shared + time.perf_counter() - begun)
         if made.protected:
             kept = ", ".join(f"{p.node} ({p.sqnr_db:.1f} dB alone)" for p in made.protected)
             show.say(f"{name}: kept in float, as quantizing them costs too much: {kept}")
     return results
+
+
+def _observe_all(
+    graph: ir.Graph,
+    graphs: Mapping[str, ir.Graph],
+    chosen: Mapping[str, Target],
+    planned: Mapping[str, Planned],
+    batches: Batches,
+    show: Show,
+) -> dict[str, Statistics]:
+    """Statistics of every value that some target quantizes. Targets with the same passes share one
+    look at the data; a value that passes leave under its name is the same value.
+    """
+    statistics: dict[str, Statistics] = {}
+    for names in _alike(chosen):
+        first = names[0]
+        if chosen[first].passes:
+            sample = next(take(graph, batches, QUALITY_IMAGES))
+            check_equal(graph, graphs[first], chosen[first], sample)
+        wanted = {v for name in names for v in activation_names(graphs[name], planned[name].plan)}
+        missing = sorted(wanted - statistics.keys())
+        if missing:
+            with show.step("calibrate") as advance:
+                statistics |= observe(graphs[first], missing, batches, advance)
+    return statistics
+
+
+def _alike(chosen: Mapping[str, Target]) -> list[list[str]]:
+    """Names of targets, grouped by their passes."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, target in chosen.items():
+        groups.setdefault(target.passes, []).append(name)
+    return list(groups.values())
 
 
 def _quantize_one(
