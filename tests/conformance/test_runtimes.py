@@ -112,7 +112,8 @@ def test_float_scores_are_those_of_the_reference(start):
         y, c = oracle.run(None, {"x": x})
         found = session.run({"x": x})
         np.testing.assert_allclose(found["y"], y, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(found["c"], c, rtol=1e-4, atol=1e-5)
+        # values up to 7, of which a Winograd transform leaves 1e-5 or so
+        np.testing.assert_allclose(found["c"], c, rtol=1e-4, atol=4e-5)
 
 
 def test_names_are_kept_with_several_inputs_outputs_and_aliases(start):

@@ -1,0 +1,272 @@
+"""A quantized model as MNN's converter takes it: the float graph it is to read, and the codes of
+its layers and tensors.
+
+    Conv, Gemm, MatMul   a layer: codes of weights, scales and zero points of what it reads and
+                         writes; a ReLU behind it stays, the engine clamps at the zero point
+    Add, Mul, ... + ReLU the activation goes: the lowest code is its zero, or the clamp is noted
+    anything else        is on codes where MNN has a kernel and all tensors around it have codes
+
+MNN decides by itself what runs on codes: it hands scale and zero point on through every operator
+that moves, pools, resizes or rectifies, over what is noted there, and runs whatever has them on all
+sides. Where the plan says otherwise a maximum with the lowest float32 is put in between: a constant
+without codes, in an operator that hands nothing on and that the converter does not see through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from modelmill import ir
+from modelmill.export.mnn_file import MATMUL, UNLAID, UNSIGNED, Layer, TensorCodes
+from modelmill.ir import Plan, Point
+from modelmill.numerics import Encoding
+
+LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
+ACTIVATIONS = frozenset({"Relu", "Clip"})
+SUMS = frozenset({"Add", "Mul"})
+# Never on codes: MNN's x86 maximum takes codes from 0 on for negative, its resize is very slow.
+FLOAT_ONLY = frozenset({"MaxPool", "Resize"})
+POOLS = FLOAT_ONLY | {"AveragePool", "GlobalAveragePool"}
+PASSING_ON = frozenset({
+    "LeakyRelu", "Relu", "Clip", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice",
+    "Gather", "Pad", "Split", "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Identity",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """graph: float, without the activations that the codes do by themselves. plan: of the graph as
+    it came. codes: {name of an output that shall hold codes: the value they are of}. clamps: codes
+    between which a value stays, narrower than its encoding.
+    """
+
+    graph: ir.Graph
+    plan: Plan
+    codes: dict[str, str]
+    clamps: dict[str, tuple[int, int]]
+    fences: frozenset[str]
+
+    def _tensor(self, names: Sequence[str], value: str) -> str:
+        for candidate in (value, value + MATMUL):
+            if candidate in names:
+                return candidate
+        raise ValueError(f"MNN's converter dissolved the value {value!r}, which the plan quantizes")
+
+    def _held(self, value: str) -> TensorCodes:
+        encoding = self.plan.encodings()[Point(value)]
+        held = TensorCodes.of(encoding)
+        low, high = self.clamps.get(value, (held.low, held.high))
+        return replace(held, low=low, high=high)
+
+    def layer_outputs(self, names: Sequence[str]) -> dict[str, str]:
+        """{node: name of the tensor its layer writes} of every layer on codes."""
+        return {node.name or "": self._written(names, node)[0] for node in self._layer_nodes()}
+
+    def layers(self, names: Sequence[str]) -> list[Layer]:
+        """What the converter is told about each."""
+        found = []
+        for node in self._layer_nodes():
+            read, weight = node.inputs[0], node.inputs[1]
+            assert read is not None and weight is not None
+            encoding = self.plan.at(weight.name or "", node.name or "", 1)
+            assert isinstance(encoding, Encoding)
+            tensor, value = self._written(names, node)
+            scales = np.atleast_1d(encoding.scale)
+            found.append(Layer(tensor, self._held(read.name or ""), self._held(value), scales))
+        return found
+
+    def tensors(self, names: Sequence[str]) -> dict[int, TensorCodes]:
+        """{number of a tensor: its codes} of every quantized activation."""
+        values = set(ir.values(self.graph)) - set(ir.constants(self.graph))
+        found = {}
+        for point in self.plan.encodings():
+            if point.value in values and point.value in names:
+                found[names.index(point.value)] = self._held(point.value)
+        return found
+
+    def facts(self, names: Sequence[str]) -> dict[str, Any]:
+        """What a session must know, as JSON."""
+        return {
+            "inputs": list(ir.inputs(self.graph)),
+            "outputs": {name: self._tensor(names, name) for name in ir.outputs(self.graph)},
+            "codes": {
+                name: {
+                    "tensor": self._tensor(names, value),
+                    "type": str(self.plan.spec(Point(value)).storage),
+                    **vars(self._held(value)),
+                }
+                for name, value in self.codes.items()
+            },
+            "fences": sorted(self.fences),
+        }
+
+    def _layer_nodes(self) -> list[ir.Node]:
+        return [n for n in ir.nodes(self.graph) if n.op_type in LAYERS and self._on_codes(n)]
+
+    def _on_codes(self, node: ir.Node) -> bool:
+        weight = node.inputs[1]
+        assert weight is not None
+        return self.plan.at(weight.name or "", node.name or "", 1) is not None
+
+    def _written(self, names: Sequence[str], node: ir.Node) -> tuple[str, str]:
+        """The tensor that the layer writes, and the value of the graph it is: that of the ReLU
+        behind it, if that is in the layer.
+        """
+        first = value = node.outputs[0]
+        while Point(value.name or "") not in self.plan:
+            uses = list(value.uses())
+            if len(uses) != 1 or uses[0].node.op_type not in ACTIVATIONS:
+                raise ValueError(f"{node.name!r}: MNN's layers on codes write codes")
+            value = uses[0].node.outputs[0]
+        written = value.name or ""
+        for candidate in ((first.name or "") + MATMUL, written + UNLAID, written):
+            if candidate in names:
+                return candidate, value.name or ""
+        raise ValueError(f"MNN's converter made no layer of {node.name!r}; --keep-float keeps it")
+
+
+def prepare(source: ir.Graph) -> Deployed:
+    """Read a QDQ graph, or a float one.
+
+    Raises:
+        ValueError: MNN cannot hold the plan: what, where and why.
+    """
+    inner, codes = ir.without_exposed(source)
+    graph, plan = ir.from_qdq(inner)
+    clamps: dict[str, tuple[int, int]] = {}
+    for node in ir.nodes(graph):
+        if node.op_type in ACTIVATIONS and _is_saturation(node, plan):
+            output = node.outputs[0].name or ""
+            encoding = plan[Point(output)]
+            assert isinstance(encoding, Encoding)
+            clamps[output] = _clamp(node, encoding)
+            _drop(graph, node)
+    fences = _fence_all(graph, plan) if len(plan) else []
+    ir.prune(graph)
+    return Deployed(graph, plan, codes, clamps, frozenset(v.name or "" for v in fences))
+
+
+def _is_saturation(node: ir.Node, plan: Plan) -> bool:
+    """Whether the codes of its output can do what this activation does: it follows a sum, a product
+    of two tensors or another such operator, and the value between them has no codes.
+    """
+    value, output = node.inputs[0], node.outputs[0]
+    assert value is not None
+    producer = value.producer()
+    return (
+        producer is not None
+        and producer.op_type not in LAYERS
+        and Point(value.name or "") not in plan
+        and Point(output.name or "") in plan
+        and len(list(value.uses())) == 1
+        and all(
+            v is not None and plan.at(v.name or "", producer.name or "", i) is not None
+            for i, v in enumerate(producer.inputs)
+        )
+    )
+
+
+def _clamp(node: ir.Node, encoding: Encoding) -> tuple[int, int]:
+    low: np.ndarray | None = np.zeros((), np.float32)
+    high: np.ndarray | None = None
+    if node.op_type == "Clip":
+        bounds = [ir.constant(v) for v in node.inputs[1:]] + [None, None]
+        low, high = bounds[0], bounds[1]
+    spec = encoding.spec
+    lowest = spec.qmin if low is None else int(encoding.quantize(low))
+    highest = spec.qmax if high is None else int(encoding.quantize(high))
+    moved = 0 if spec.signed else UNSIGNED
+    return lowest - moved, highest - moved
+
+
+def _drop(graph: ir.Graph, node: ir.Node) -> None:
+    """Take a node out; what it read takes over the name of what it wrote."""
+    value, output = node.inputs[0], node.outputs[0]
+    assert value is not None
+    name = output.name
+    output.replace_all_uses_with(value, replace_graph_outputs=True)
+    output.name = ir.fresh_name(graph, f"{name}_was")
+    value.name = name
+
+
+# ------------------------------------------------------------ fences
+
+
+def _fence_all(graph: ir.Graph, plan: Plan) -> list[ir.Value]:
+    """Put a maximum that changes nothing wherever MNN would run on codes what the plan leaves in
+    float, or hand on scales that are not the plan's; the values that these write.
+    """
+    fences: list[ir.Value] = []
+    lowest: list[ir.Value] = []
+    nodes = ir.nodes(graph)
+    for node, following in zip(nodes, [*nodes[1:], None], strict=True):
+        read = [v for v in node.inputs if v is not None and _is_activation(v)]
+        if not read or node.op_type in LAYERS or _agree(node, read, plan):
+            continue
+        quantized = _encoding(plan, node.outputs[0]) is not None
+        all_codes = all(_encoding(plan, v) is not None for v in read)
+        before = node.op_type in POOLS or (node.op_type in PASSING_ON and all_codes and quantized)
+        after = node.op_type not in PASSING_ON and (quantized or node.op_type in POOLS)
+        if not lowest and (before or after):
+            number = np.asarray(np.finfo(np.float32).min, np.float32)
+            lowest.append(ir.add_constant(graph, "lowest", number))
+        if before:
+            fences.append(_fence(graph, read[0], lowest[0], node))
+            node.replace_input_with(0, fences[-1])
+        if after and following is not None:
+            fences.append(_fence_after(graph, node.outputs[0], lowest[0], following))
+    return fences
+
+
+def _is_activation(value: ir.Value | None) -> bool:
+    return (
+        value is not None and ir.constant(value) is None and ir.dtype(value) in (None, np.float32)
+    )
+
+
+def _encoding(plan: Plan, value: ir.Value) -> Encoding | None:
+    found = plan.get(Point(value.name or ""))
+    return found if isinstance(found, Encoding) else None
+
+
+def _agree(node: ir.Node, read: Sequence[ir.Value], plan: Plan) -> bool:
+    """Whether what MNN does with the codes around this node is what the plan says."""
+    around = [_encoding(plan, v) for v in (*read, node.outputs[0])]
+    if not any(around):
+        return node.op_type not in POOLS  # codes noted further away would reach them
+    if node.op_type in SUMS and len(read) == len(node.inputs):
+        return all(around) or around[-1] is None
+    if node.op_type in FLOAT_ONLY:
+        return False
+    uncounted = any(ir.attributes(node).get("pads", ())) and node.op_type == "AveragePool"
+    if uncounted and ir.attributes(node).get("count_include_pad", 0):
+        return False
+    if node.op_type in POOLS or node.op_type in PASSING_ON or node.op_type == "Concat":
+        return len(set(around)) == 1 or (node.op_type in PASSING_ON and None in around)
+    return not all(around)
+
+
+def _fence(graph: ir.Graph, value: ir.Value, lowest: ir.Value, before: ir.Node) -> ir.Value:
+    made = ir.add_node(graph, "Max", [value, lowest], before=before, stem=f"{value.name}_fence")
+    made.shape = value.shape
+    return made
+
+
+def _fence_after(
+    graph: ir.Graph, value: ir.Value, lowest: ir.Value, following: ir.Node
+) -> ir.Value:
+    """A fence that all who read `value` read instead, under its name."""
+    uses = list(value.uses())
+    made = _fence(graph, value, lowest, following)
+    for use in uses:
+        use.node.replace_input_with(use.idx, made)
+    if value.is_graph_output():
+        outputs = graph.graph.outputs
+        outputs[list(outputs).index(value)] = made
+    name, value.name = value.name, ir.fresh_name(graph, f"{value.name}_before")
+    made.name = name
+    return made
