@@ -575,8 +575,10 @@ def _by_channel_block(nest: _Nest, held: Any, lanes: int, at: _Place) -> None:
 def _channel_result(nest: _Nest, total: Expr, lanes: int, at: tuple[Expr, ...]) -> Expr:
     kernel, v = nest.kernel, nest.kernel.window
     if kernel.kind == "maximum":
-        return total if kernel.x == kernel.y else nest.finish(
-            nest.real(total, kernel.x, lanes), lanes, *at
+        return (
+            total
+            if kernel.x == kernel.y
+            else nest.finish(nest.real(total, kernel.x, lanes), lanes, *at)
         )
     if kernel.kind == "depthwise":
         return nest.finish(_with_bias(nest, total, lanes, at[-1]), lanes, *at)

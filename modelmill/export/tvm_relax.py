@@ -78,9 +78,12 @@ class _Walk:
         self.forms: dict[str, dict[Form, Expr]] = {}
         self.views: dict[str, View] = {}
         self.waiting: dict[str, tuple[ir.Node, Encoding | None]] = {}  # movement not yet made
-        self.fused: set[str] = set()  # nodes that are part of an earlier kernel
+        self.order = {n.name or "": i for i, n in enumerate(ir.nodes(graph))}
+        self.started: set[str] = set()  # names of nodes
+        self.made: set[str] = set()  # those that are done, alone or in another's kernel
         self.functions: dict[k.Kernel, Any] = {}
         self.calls: list[Call] = []
+        self.whole: dict[Expr, Expr] = {}  # what a reshape is of
 
     # ------------------------------------------------------------ the walk
 
@@ -96,8 +99,7 @@ class _Walk:
                 for name, parameter in parameters.items():
                     self.put(name, ("plain", None), parameter, "input")
                 for node in ir.nodes(self.graph):
-                    if node.name not in self.fused:
-                        self.node(node)
+                    self.node(node)
                 found = []
                 for name in names:
                     value = codes.get(name, name)
@@ -108,7 +110,10 @@ class _Walk:
         return Made(self.bb.get(), tuple(self.calls), inputs)
 
     def node(self, node: ir.Node) -> None:
-        made = False
+        name, made = node.name or "", False
+        if name in self.started:
+            return
+        self.started.add(name)
         if node.op_type in ("Conv", *MATRIX):
             made = self.product(node)
         elif node.op_type in ("MaxPool", "AveragePool", "GlobalAveragePool"):
@@ -121,6 +126,7 @@ class _Walk:
             made = self.movement(node)
         if not made:
             self.imported(node, None)
+        self.made.add(name)
 
     # ------------------------------------------------------------ values and their forms
 
@@ -200,7 +206,7 @@ class _Walk:
         n, c, h, w = self.shape(name)
         if c == 1 or h * w == 1:
             shape = (n, h, w, c) if layout == "last" else (n, c, h, w)
-            return self.bb.emit(self.relax.op.reshape(made, shape))
+            return self.shaped(made, shape)
         axes = (0, 2, 3, 1) if layout == "last" else (0, 3, 1, 2)
         return self.bb.emit(self.relax.op.permute_dims(made, axes))
 
@@ -227,7 +233,16 @@ class _Walk:
         return self.shaped(made, (int(np.prod(self.shape(name))),))
 
     def shaped(self, made: Expr, shape: tuple[int, ...]) -> Expr:
-        return self.bb.emit(self.relax.op.reshape(made, shape))
+        """`made` in another shape: no copy, so never one reshape of another, which TVM fuses into
+        one.
+        """
+        whole = self.whole.get(made, made)
+        for held in (made, whole):
+            if tuple(int(d) for d in held.ty.shape) == shape:
+                return held
+        turned = self.bb.emit(self.relax.op.reshape(whole, shape))
+        self.whole[turned] = whole
+        return turned
 
     def emit(self, kernel: k.Kernel, arguments: list[Expr], what: tuple[str, str]) -> Expr:
         """Call a kernel; equal kernels are one function."""
@@ -266,7 +281,8 @@ class _Walk:
                 break
             steps.append(found[0])
             others.extend(found[1])
-            self.fused.add(use.node.name or "")
+            self.started.add(use.node.name or "")
+            self.made.add(use.node.name or "")
             value = use.node.outputs[0]
         return steps, others, value.name or ""
 
@@ -284,11 +300,26 @@ class _Walk:
             return None
         name, encoding = self.read(node, 1 - index)
         shape = self.shape(node.outputs[0].name or "")
-        there = name in self.forms or name in self.waiting or name in self.constants
-        if not there or self.shape(name) != shape or name == (node.inputs[index].name):  # type: ignore[union-attr]
+        if not self.there(name) or self.shape(name) != shape or name == (node.inputs[index].name):  # type: ignore[union-attr]
             return None
         step = k.Step(op, port=port(encoding))
         return step, [self.get(name, (layout if len(shape) == 4 else "plain", encoding))]
+
+    def there(self, name: str) -> bool:
+        """Make a value now, before its turn; False if it waits for a node that is being made."""
+        needed: list[ir.Node] = []
+        asked = [name]
+        while asked:
+            node = self.values[asked.pop()].producer()
+            if node is None or node in needed or node.name in self.made:
+                continue
+            if node.name in self.started:
+                return False
+            needed.append(node)
+            asked += [v.name or "" for v in node.inputs if v is not None]
+        for node in sorted(needed, key=lambda n: self.order[n.name or ""]):
+            self.node(node)
+        return True
 
     # ------------------------------------------------------------ products
 
@@ -451,7 +482,9 @@ class _Walk:
             return False
         steps, others, end = self.chain(node, layout)
         every = (first[0], *steps)
-        kernel = k.Kernel("pointwise", _flat(self.shape(output)), port(x), port(self.own(end)), every)
+        kernel = k.Kernel(
+            "pointwise", _flat(self.shape(output)), port(x), port(self.own(end)), every
+        )
         arguments = [self.get(name, (layout, x)), *first[1], *others]
         flat = [self.flat(argument, output) for argument in arguments]
         made = self.emit(kernel, flat, (node.name or "", node.op_type))
@@ -575,15 +608,19 @@ class _Walk:
             raise ValueError(
                 f"TVM's ONNX front end cannot take {node.op_type} (node {node.name!r}): {text}"
             ) from error
-        outputs = self.inlined(alone["main"], arguments)
+        outputs = self.inlined(alone, arguments)
         names = [v.name for v in node.outputs if v.name]
         for name, made in zip(names, outputs, strict=True):
             self.waiting.pop(name, None)
             self.put(name, ("plain", form), made, node.name or "")
 
-    def inlined(self, function: Any, arguments: list[Expr]) -> list[Expr]:
-        """Emit the body of a Relax function on these arguments: its results."""
+    def inlined(self, alone: Any, arguments: list[Expr]) -> list[Expr]:
+        """Emit the body of a module's main function on these arguments: its results."""
+        function = alone["main"]
         known = dict(zip(function.params, arguments, strict=True))
+        for variable, other in alone.functions_items():
+            if variable.name_hint != "main":
+                known[variable] = self.bb.add_func(other, variable.name_hint)
         mutator = _substitution(known)
         for block in function.body.blocks:
             for binding in block.bindings:
@@ -605,6 +642,9 @@ def _substitution(known: dict[Any, Expr]) -> Any:
     @mutator
     class Substitute(PyExprMutator):  # type: ignore[misc]
         def visit_var_(self, op: Any) -> Any:
+            return known.get(op, op)
+
+        def visit_global_var_(self, op: Any) -> Any:
             return known.get(op, op)
 
         def visit_dataflow_var_(self, op: Any) -> Any:
@@ -695,4 +735,3 @@ def _limits(node: ir.Node) -> tuple[float, float] | None:
             return None
         found.append(float(array) if array is not None else float(attributes.get(name, free)))
     return found[0], found[1]
-
