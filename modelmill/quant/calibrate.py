@@ -54,7 +54,8 @@ def activation_names(graph: ir.Graph, plan: Plan) -> list[str]:
     moved = {
         output.name
         for node in ir.nodes(graph)
-        for value, output in zip(node.inputs[:1], node.outputs[:1], strict=True)
+        for value in node.inputs[:1]
+        for output in node.outputs
         if value is not None
         and output.name in group_of
         and group_of.get(value.name or "") == group_of[output.name]

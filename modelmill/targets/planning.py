@@ -226,8 +226,17 @@ class _Planner:
                 return []
             if id(uses[0].node) in self.fused_into:  # the other operand of an Add was fused first
                 return []
+            if not self._fusible(uses[0].node):
+                return []
             members.append(uses[0].node)
         return members
+
+    def _fusible(self, node: ir.Node) -> bool:
+        """Whether no rule speaks against a member of a chain: where the target has rules for its
+        op, one must hold.
+        """
+        ruled = any(rule.op == node.op_type for rule in self.target.rules)
+        return not ruled or self.matches[id(node)][0] is not None
 
     def mark_integer_nodes(self) -> None:
         """Anchors first, as their inputs are wanted as codes; then every node whose inputs are
@@ -244,9 +253,9 @@ class _Planner:
             if rule.anchor or (reads and all(self._available(name) for name in reads)):
                 self.integer.add(id(node))
                 self.quantized.update(reads)
-                output = self.last.get(id(node), node).outputs[0]
-                if self._wants_codes(rule, output):
-                    self.quantized.add(output.name or "")
+                for output in self.last.get(id(node), node).outputs:
+                    if self._wants_codes(rule, output):
+                        self.quantized.add(output.name or "")
 
     def _available(self, name: str) -> bool:
         """Codes already, or a constant that can be stored as codes."""
@@ -283,8 +292,8 @@ class _Planner:
             assert rule is not None
             specs |= self._constant_points(node, rule)
             if rule.output == "same":
-                output = self.last.get(id(node), node).outputs[0].name or ""
-                ties += [(output, name) for name in self._activations(node)]
+                written = [o.name or "" for o in self.last.get(id(node), node).outputs]
+                ties += [(name, read) for name in written for read in self._activations(node)]
         return Plan(specs, _groups(ties))
 
     def _constant_points(self, node: ir.Node, rule: OpRule) -> dict[Point, QuantSpec]:
