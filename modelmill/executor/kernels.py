@@ -190,7 +190,8 @@ def requantize_doubly_rounded(sums: Sums) -> Tensor | Codes:
     shape = [1] * sums.value.dim()
     shape[sums.axis] = -1
     multiplier, exponent = (torch.as_tensor(p).reshape(shape) for p in gemmlowp.factor(x * w / y))
-    steps = gemmlowp.times(sums.value.long(), multiplier, exponent)
+    times = gemmlowp.times_rounded_once if sums.axis == -1 else gemmlowp.times
+    steps = times(sums.value.long(), multiplier, exponent)
     return Codes(clamp(steps.float(), sums.output), sums.output)
 
 

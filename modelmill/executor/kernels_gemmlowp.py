@@ -7,7 +7,8 @@ A real factor f is held as M 2^(e-31), M an integer of 31 bits. To multiply by i
     H(a, b) = a b / 2^31, half away from zero for a b > 0, half towards zero below
     R(a, n) = a / 2^n, half away from zero
 
-    Conv, Gemm   y = clamp(acc * (s_x s_w / s_y))
+    Conv         y = clamp(acc * (s_x s_w / s_y))
+    Gemm         y = clamp((acc M + 2^(30-e)) >> (31-e))            the same factor, rounded once
     Add, Sub     y = clamp((x1_a 2^20 * (s1 / t) +- x2_a 2^20 * (s2 / t)) * (t / (2^20 s_y))),
                  t = 2 max(s1, s2)
     Mul          y = clamp(x1_a x2_a * (s1 s2 / s_y))
@@ -51,6 +52,12 @@ def times(x: Tensor, multiplier: Tensor, exponent: Tensor) -> Tensor:
     mask = (torch.ones_like(shift) << shift) - 1
     threshold = (mask >> 1) + (high < 0)
     return (high >> shift) + ((high & mask) > threshold)
+
+
+def times_rounded_once(x: Tensor, multiplier: Tensor, exponent: Tensor) -> Tensor:
+    """One rounding of x * f, half up, int64."""
+    shift = BITS - exponent
+    return (x * multiplier + (torch.ones_like(shift) << (shift - 1))) >> shift
 
 
 def _times(x: Tensor, real: float) -> Tensor:

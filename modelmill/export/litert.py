@@ -78,18 +78,30 @@ class Held:
     encoding: Encoding | None
 
 
-def write(graph: ir.Graph, plan: Plan, codes: Mapping[str, str] | None = None) -> bytes:
+def write(
+    graph: ir.Graph,
+    plan: Plan,
+    codes: Mapping[str, str] | None = None,
+    integer_ends: bool = False,
+) -> bytes:
     """The LiteRT file of `graph` under `plan`.
 
     Args:
         graph: a float graph with fixed shapes and folded constants.
         plan: encodings; empty for a float file.
         codes: {name: value of the graph whose codes are a further output of that name}.
+        integer_ends: inputs and outputs that the plan quantizes are int8 tensors, not float ones.
 
     Raises:
         ValueError: LiteRT has no way to run a node, or a format of the plan.
     """
-    return Writer(graph, plan, codes or {}).write()
+    return Writer(graph, plan, codes or {}, integer_ends).write()
+
+
+def export(graph: ir.Graph, plan: Plan) -> dict[str, bytes]:
+    """The file for a chip's toolchain, batch 1, with int8 inputs and outputs: {suffix: bytes}."""
+    fixed = ir.with_batch(graph, 1) if ir.is_batch_dynamic(graph) else graph
+    return {".tflite": write(fixed, plan, integer_ends=True)}
 
 
 def facts(content: bytes) -> dict[str, Any]:
@@ -115,8 +127,10 @@ def facts(content: bytes) -> dict[str, Any]:
 class Writer:
     """The state of one `write`; the operators (`litert_ops`) read and add through it."""
 
-    def __init__(self, graph: ir.Graph, plan: Plan, codes: Mapping[str, str]) -> None:
-        self.graph = ir.infer_shapes(graph)
+    def __init__(
+        self, graph: ir.Graph, plan: Plan, codes: Mapping[str, str], integer_ends: bool
+    ) -> None:
+        self.graph, self.integer_ends = ir.infer_shapes(graph), integer_ends
         self.plan, self.codes = plan, codes
         self.encodings = plan.encodings()
         self.file = File()
@@ -158,9 +172,10 @@ class Writer:
                 "takes float32 of fixed shape"
             )
         order = layout.channels_last(len(shape))
-        tensor = self.file.tensor(name, [shape[axis] for axis in order], np.float32)
+        encoding = self.encodings.get(ir.Point(name)) if self.integer_ends else None
+        tensor = self.new(name, [shape[axis] for axis in order], encoding)
         self.fed.append({"name": name, "shape": shape, "order": order, "tensor": tensor})
-        self.store(name, Held(layout.fresh(tensor, shape, order), None))
+        self.store(name, Held(layout.fresh(tensor, shape, order), encoding))
 
     def _outputs(self) -> tuple[list[dict[str, Any]], list[int]]:
         described: list[dict[str, Any]] = []
@@ -169,12 +184,13 @@ class Writer:
         wanted = [(name, name, False) for name in ir.outputs(self.graph)]
         wanted += [(name, value, True) for name, value in self.codes.items()]
         for name, value, as_codes in wanted:
-            held = self.fetch(value) if as_codes else self.as_float(self.fetch(value))
+            held = self.fetch(value)
+            held = held if as_codes or self.integer_ends else self.as_float(held)
             view, encoding = held.view, held.encoding
             tensor = view.tensor
             if tensor in given:  # an input handed through: an output must be a tensor of its own
                 shape = self.file.tensors[tensor].shape
-                tensor = self.file.tensor(f"{name}_copy", shape, np.float32)
+                tensor = self.new(f"{name}_copy", shape, encoding)
                 self._reshape(view.tensor, tensor, shape)
             if tensor not in tensors:
                 tensors.append(tensor)
@@ -443,3 +459,6 @@ def _together(group: tuple[Atom, ...], memory: tuple[Atom, ...]) -> bool:
     """Whether the atoms of a group follow one another in memory."""
     places = [memory.index(atom) for atom in group]
     return places == list(range(places[0], places[0] + len(places))) if places else True
+
+
+PLUGIN = export

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+PIP = 'pip install "tflite>=2.18,<3"'  # brings flatbuffers
 SCHEMA_VERSION = 3
 IDENTIFIER = b"TFL3"
 ALIGNMENT = 16  # of every buffer, as the schema demands
@@ -120,8 +121,11 @@ class _Packer:
     """One run of `File.pack`. Flatbuffers are written from the end: children before parents."""
 
     def __init__(self, file: File) -> None:
-        import flatbuffers
-        import tflite
+        try:
+            import flatbuffers
+            import tflite
+        except ModuleNotFoundError as error:
+            raise ValueError(f"to write LiteRT files, run: {PIP}") from error
 
         self.file, self.schema = file, tflite
         self.builder = flatbuffers.Builder(1 << 20)

@@ -26,7 +26,7 @@ class Arithmetic:
         zero points are added in float32, before it as whole steps where the layer is depthwise;
         half away from zero.
         "double_rounding": the float64 factor s_x s_w / s_y as a number of 31 bits and a shift, each
-        rounded, in integers.
+        rounded, in integers; a matrix product is rounded once.
     add: integer addition of two tensors.
         "fma": two fused multiply-adds on float32 scale ratios around one folded constant.
         "reciprocal": both to float32, added, times the float32 1 / s_y, half away from zero.

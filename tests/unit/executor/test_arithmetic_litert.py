@@ -154,28 +154,41 @@ def test_floats_at_and_beside_ties_become_codes(kernels, name):
         np.testing.assert_array_equal(QUANTIZE[name](torch.tensor(x), y).codes.numpy(), deployed)
 
 
-@pytest.mark.parametrize(
-    ("kernels", "name"), [(XNNPACK, "multiply"), (REFERENCE, "double_rounding")]
-)
-def test_a_layer_s_sums_become_codes(kernels, name):
+LAYERS = [(XNNPACK, "multiply"), (REFERENCE, "double_rounding")]
+CONVOLUTION = {"Padding": 1, "StrideH": 1, "StrideW": 1, "DilationHFactor": 1, "DilationWFactor": 1}
+
+
+@pytest.mark.parametrize("op", ["CONV_2D", "FULLY_CONNECTED"])
+@pytest.mark.parametrize(("kernels", "name"), LAYERS)
+def test_a_layer_s_sums_become_codes(kernels, name, op):
     random = np.random.default_rng(5)
-    for _ in range(10):
+    picture = op == "CONV_2D"
+    for _ in range(40):
         x = encoding(random)
         w = Encoding(WEIGHT, random.uniform(0.001, 0.02, 16).astype(np.float32), 0)
-        weight = random.integers(-127, 128, (16, 1, 1, 32)).astype(np.int8)
+        weight = random.integers(-127, 128, (16, 32)).astype(np.int8)
         bias = random.integers(-500, 500, 16).astype(np.int32)
-        array = random.integers(-128, 128, (1, 8, 8, 32)).astype(np.int8)
-        sent = codes(array, x).centred.double() @ torch.tensor(weight[:, 0, 0].T).double()
+        array = random.integers(-128, 128, (64, 32)).astype(np.int8)
         scale = x.scale * w.scale
-        sums = sent + torch.tensor(bias)
+        products = codes(array, x).centred.double() @ torch.tensor(weight.T).double()
+        sums = products + torch.tensor(bias)
         spread = float((sums * torch.tensor(scale)).std())
         y = encoding(random, spread * 0.01, spread * 0.04)
         kept = Affine(scale, np.zeros(16, np.int64), 0)
+        stored = weight.reshape(16, 1, 1, 32) if picture else weight
         deployed = run(
-            kernels, "CONV_2D", [(array, x)], ((1, 8, 8, 16), y), "Conv2DOptions",
-            [(weight, affine(w)), (bias, kept)], Padding=1, StrideH=1, StrideW=1,
-            DilationHFactor=1, DilationWFactor=1,
-        )  # fmt: skip
+            kernels,
+            op,
+            [(array.reshape(1, 8, 8, 32) if picture else array, x)],
+            ((1, 8, 8, 16) if picture else (64, 16), y),
+            "Conv2DOptions" if picture else "FullyConnectedOptions",
+            [(stored, affine(w)), (bias, kept)],
+            **(CONVOLUTION if picture else {}),
+        ).reshape(64, 16)
         held = Codes(torch.tensor(weight).float(), w)
-        made = REQUANTIZE[name](Sums(sums, scale, -1, None, y, x, held, False))
-        np.testing.assert_array_equal(made.codes.numpy(), deployed)
+        if picture:  # channels at axis 1, as ONNX has them
+            sums = sums.T.reshape(1, 16, 8, 8)
+        made = REQUANTIZE[name](Sums(sums, scale, 1 if picture else -1, None, y, x, held, False))
+        simulated = made.codes.numpy()
+        simulated = simulated.reshape(16, 64).T if picture else simulated
+        np.testing.assert_array_equal(simulated, deployed)
