@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "modelmill"
 ROWS = [
     {"plugins", "numerics"},
     {"ir", "records"},
-    {"executor", "targets", "tasks"},
+    {"executor", "export", "targets", "tasks"},
     {"passes", "runtimes", "train", "cluster"},
     {"quant", "sparse", "latency", "audit", "tune"},
     {"search"},

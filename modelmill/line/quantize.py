@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from modelmill import executor, ir, passes, targets
+from modelmill.executor.codes import from_codes
 from modelmill.executor.integer import IntegerModule
 from modelmill.ir import Plan
 from modelmill.line.rewrite import check_equal, rewritten
@@ -304,8 +305,7 @@ def layer_quality(
     real: dict[str, torch.Tensor] = {}
 
     def keep(name: str, codes: torch.Tensor) -> None:
-        encoding = encodings[ir.Point(name)]
-        real[name] = (codes - float(encoding.zero_point)) * float(encoding.scale)
+        real[name] = from_codes(codes, encodings[ir.Point(name)]).real
 
     IntegerModule(graph, plan, target.arithmetic)(feeds, keep)
 
