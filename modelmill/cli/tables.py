@@ -65,7 +65,7 @@ def print_report(report: Report) -> None:
     for line in lines(report.cross_agreement):
         click.echo(line)
     for finding in report.findings:
-        _print_finding(finding)
+        print_finding(finding)
     folder = Path(report.folder)
     click.echo(f"\nreport     {folder / 'report.html'}, {folder / 'report.json'}")
     for deployment in report.deployments:
@@ -84,17 +84,18 @@ def _row(report: Report, d: Deployment) -> tuple[str, ...]:
     if d.score.deployed is None or d.score.deployed_same is None:
         base = f"{report.float_score['score_same']:.4f}"
         return (d.target, "simulated", simulated, "", base, *[""] * 4, size(d.bytes))
-    assert d.latency_ms is not None
-    assert d.float_latency_ms is not None and d.speedup is not None and d.agreement is not None
+    assert d.agreement is not None
+    times = ["emulated", "", ""]
+    if d.latency_ms is not None and d.float_latency_ms is not None and d.speedup is not None:
+        speedup = f"{d.speedup.ratio:.2f} {d.speedup.verdict}"
+        times = [f"{d.latency_ms.p50:.3f}", f"{d.float_latency_ms.p50:.3f}", speedup]
     return (
         d.target,
         f"{d.score.deployed:.4f}",
         simulated,
         f"{d.score.deployed_same - d.score.simulated:+.4f}",
         f"{report.float_score['score']:.4f}",
-        f"{d.latency_ms.p50:.3f}",
-        f"{d.float_latency_ms.p50:.3f}",
-        f"{d.speedup.ratio:.2f} {d.speedup.verdict}",
+        *times,
         _share(d.agreement.mismatched, d.agreement.elements),
         size(d.bytes),
     )
@@ -104,7 +105,7 @@ def _share(part: int, whole: int) -> str:
     return "none" if part == 0 else f"{part / max(whole, 1):.2g}"
 
 
-def _print_finding(finding: Finding) -> None:
+def print_finding(finding: Finding) -> None:
     where = f" ({finding.where})" if finding.where else ""
     click.echo(f"* {finding.what}{where}: {finding.why}")
     if finding.next:

@@ -28,7 +28,8 @@ class Checked:
 
     verdicts: one per node of the cleaned graph. notes: what the user must be told, such as narrowed
     weights. heavy: nodes with weights that would run in float unasked. unknown: (node, operator)
-    that the simulation lacks, so that no build is possible.
+    that the simulation lacks, so that no build is possible. host: what runs the nodes that the chip
+    itself leaves in float, such as "CPU"; empty where it runs them itself.
     """
 
     model: str
@@ -39,6 +40,13 @@ class Checked:
     notes: tuple[str, ...]
     heavy: tuple[Verdict, ...]
     unknown: tuple[tuple[str, str], ...]
+    host: str = ""
+
+    @property
+    def fallback(self) -> dict[str, int]:
+        """Operators that fall back to the host, and how many nodes of each."""
+        left = [v.op for v in self.verdicts if v.runs == "float"] if self.host else []
+        return dict(Counter(left).most_common())
 
     @property
     def counts(self) -> dict[str, int]:
@@ -53,7 +61,8 @@ class Checked:
 
     def to_json(self) -> dict[str, Any]:
         """All fields, and what follows from them."""
-        return {**asdict(self), "counts": self.counts, "accepted": self.accepted}
+        derived = {"counts": self.counts, "fallback": self.fallback, "accepted": self.accepted}
+        return {**asdict(self), **derived}
 
 
 def check(
@@ -99,6 +108,7 @@ def check(
         planned.notes,
         heavy,
         unknown,
+        chosen.host,
     )
 
 

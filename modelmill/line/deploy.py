@@ -207,21 +207,17 @@ def deployment(
     runtime = target.runtime
     assert runtime is not None
     path, converted = engine_file(job, runtime, qdq)
-    reference_path, _ = engine_file(job, runtime, job.store.path(FLOAT_ARTIFACT))
     start = time.perf_counter()
     deployed, peak = score(job, runtime, path, f"score on {target.name}")
     simulated, agreement = simulate_and_compare(job, target, qdq)
     evaluated = time.perf_counter() - start
-    with job.show.step(f"time {target.name}"):
-        feeds = _one_batch(job.source, job.images.evaluation)
-        paths = {"float": reference_path, "quantized": path}
-        reference, candidate, facts = time_against_float(job, runtime, paths, feeds)
+    timed, facts = _timed(job, target, path)
     details = {
         "target": target.name,
         "tensors": tensor_rows(agreement),
         "output_difference": agreement.output_difference,
-        "latency_samples_ms": {"quantized": candidate.samples_ms, "float": reference.samples_ms},
-        "warmup": {"quantized": candidate.warmup, "float": reference.warmup},
+        "latency_samples_ms": {kind: latency.samples_ms for kind, latency in timed.items()},
+        "warmup": {kind: latency.warmup for kind, latency in timed.items()},
         "executed": [asdict(op) for op in facts.executed],
         "cpu": {"name": this_machine().cpu, "flags": this_machine().flags},
     }
@@ -234,9 +230,11 @@ def deployment(
         bytes=size(path),
         score=score_report(deployed, simulated, job.source),
         agreement=agreement_report(agreement),
-        latency_ms=latency_report(candidate),
-        float_latency_ms=latency_report(reference),
-        speedup=speedup_report(reference, candidate, job.options.seed),
+        latency_ms=latency_report(timed["quantized"]) if timed else None,
+        float_latency_ms=latency_report(timed["float"]) if timed else None,
+        speedup=speedup_report(timed["float"], timed["quantized"], job.options.seed)
+        if timed
+        else None,
         peak_memory_mib=round(max(peak, facts.peak_memory_mib), 1),
         fallback_ops=fallbacks(target, verdicts, facts.executed),
         seconds={"convert": converted, "evaluate": round(evaluated, 3)},
@@ -245,6 +243,22 @@ def deployment(
     file = f"details/{target.name}.json"
     predictions = kept(job.source.task, target.name, deployed)
     return asdict(result), {file: json.dumps(details).encode(), **predictions}
+
+
+def _timed(job: Job, target: Target, path: Path) -> tuple[dict[str, Latency], RemoteFacts]:
+    """Latencies of "float" and "quantized", none of an emulator; and what the engine ran."""
+    assert target.runtime is not None
+    if target.emulated:
+        options = job.session(1, job.source.scoring_batch(1))
+        with open_session(target.runtime, path, options) as session:
+            executed = tuple(session.executed())
+            return {}, RemoteFacts(session.version, session.peak_memory_mib(), executed)
+    reference_path, _ = engine_file(job, target.runtime, job.store.path(FLOAT_ARTIFACT))
+    with job.show.step(f"time {target.name}"):
+        feeds = _one_batch(job.source, job.images.evaluation)
+        paths = {"float": reference_path, "quantized": path}
+        reference, candidate, facts = time_against_float(job, target.runtime, paths, feeds)
+    return {"float": reference, "quantized": candidate}, facts
 
 
 def simulation(job: Job, made: Quantized, artifact: str, exports: Mapping[str, bytes]) -> Json:

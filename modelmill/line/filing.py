@@ -13,6 +13,9 @@ from modelmill.records.database import Database
 from modelmill.records.machine import this_machine
 from modelmill.records.record import Record, Where, utc_now
 
+Number = tuple[str, float, str, int, Json]  # what, value, unit, n, more
+TIMED = ("latency_p50_ms", "float_latency_p50_ms", "speedup")
+
 
 def file_records(report: Report, options: BuildOptions, store: Store, build: str) -> list[Record]:
     """Write the build's facts; a resumed build that measured nothing anew writes nothing anew.
@@ -32,23 +35,19 @@ def file_records(report: Report, options: BuildOptions, store: Store, build: str
 def _facts(report: Report, d: Deployment, build: str) -> list[Record]:
     if d.simulated:
         return []  # nothing was measured
-    assert d.score is not None and d.agreement is not None and d.speedup is not None
-    assert d.latency_ms is not None and d.float_latency_ms is not None
-    latency, reference, score = d.latency_ms, d.float_latency_ms, d.score
+    assert d.score is not None and d.agreement is not None
+    latency, score = d.latency_ms, d.score
     metric, base = report.metric, report.float_score
-    numbers: list[tuple[str, float, str, int, Json]] = [
+    numbers: list[Number] = [
         (metric, score.deployed or 0.0, "fraction", score.n, {"metrics": score.metrics}),
         (f"simulated_{metric}", score.simulated, "fraction", score.simulated_n, {}),
         (f"float_{metric}", base["score"], "fraction", base["n"], {}),
         ("mismatched_codes", d.agreement.mismatched, "elements", d.agreement.elements, {}),
-        ("latency_p50_ms", latency.p50, "ms", latency.n, asdict(latency)),
-        ("float_latency_p50_ms", reference.p50, "ms", reference.n, asdict(reference)),
-        ("speedup", d.speedup.ratio, "ratio", latency.n, {"verdict": d.speedup.verdict}),
         ("peak_memory_mib", d.peak_memory_mib or 0.0, "MiB", 1, {}),
         ("artifact_bytes", d.bytes, "bytes", 1, {}),
     ]
+    numbers += _times(d)
     machine, when = this_machine(), utc_now()
-    timed = ("latency_p50_ms", "float_latency_p50_ms", "speedup")
     common = {"target": d.target, "precision": d.precision, "model": report.model["name"]}
     return [
         Record(
@@ -61,7 +60,7 @@ def _facts(report: Report, d: Deployment, build: str) -> list[Record]:
                 device=machine.cpu,
                 engine=d.runtime,
                 version=d.version,
-                threads=latency.threads if what in timed else 0,
+                threads=latency.threads if latency is not None and what in TIMED else 0,
                 isa=machine.isa,
             ),
             when=when,
@@ -69,4 +68,16 @@ def _facts(report: Report, d: Deployment, build: str) -> list[Record]:
             extra={**common, **more},
         )
         for what, value, unit, n, more in numbers
+    ]
+
+
+def _times(d: Deployment) -> list[Number]:
+    """Latencies and their ratio; none of an emulator."""
+    if d.latency_ms is None or d.float_latency_ms is None or d.speedup is None:
+        return []
+    latency, reference, speedup = d.latency_ms, d.float_latency_ms, d.speedup
+    return [
+        ("latency_p50_ms", latency.p50, "ms", latency.n, asdict(latency)),
+        ("float_latency_p50_ms", reference.p50, "ms", reference.n, asdict(reference)),
+        ("speedup", speedup.ratio, "ratio", latency.n, {"verdict": speedup.verdict}),
     ]

@@ -60,12 +60,12 @@ def _refusals(report: Report, d: Deployment, allow_fallback: bool) -> list[Findi
 
 def _remarks(report: Report, d: Deployment, log: Json) -> list[Finding]:
     """What does not refuse the deployment but should be known."""
-    if d.failed is not None or d.agreement is None or d.speedup is None:
+    if d.failed is not None or d.agreement is None:
         return []
     found = []
     if d.agreement.mismatched:
         found.append(_parting(report, d.target, d.agreement))
-    if d.speedup.verdict != "faster":
+    if d.speedup is not None and d.speedup.verdict != "faster":
         why = (
             f"float / int8 latency is {d.speedup.ratio:.2f} "
             f"({d.speedup.low:.2f}..{d.speedup.high:.2f}): {d.speedup.verdict}"

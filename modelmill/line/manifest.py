@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -126,8 +127,11 @@ def _place(value: Any) -> str | None:
     return str(path.resolve()) if path.exists() else str(value)
 
 
-def options_from(manifest_path: Path, out: Path) -> BuildOptions:
-    """The options of an earlier build, to run it again into `out`.
+def options_from(
+    manifest_path: Path, out: Path, given: Mapping[str, Any] | None = None
+) -> BuildOptions:
+    """The options of an earlier build, to run it again into `out`; `given` ones take the place of
+    its own.
 
     Raises:
         ValueError: not a manifest, a newer version, or it was built from Python values that a file
@@ -135,7 +139,7 @@ def options_from(manifest_path: Path, out: Path) -> BuildOptions:
     """
     try:
         held = json.loads(manifest_path.read_bytes())
-        asked, recipe = held["options"], held["recipe"]
+        asked, recipe = {**held["options"], **(given or {})}, held["recipe"]
         newer = held["version"] > VERSION
         named = asked["model"] is not None and asked["data"] is not None
     except (OSError, ValueError, KeyError, TypeError) as error:

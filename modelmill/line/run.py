@@ -64,7 +64,7 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
 
     # 3. The executor must compute what the engines compute, or nothing later means anything.
     broken: dict[str, str] = {}  # engines that fail on the float model already, and how
-    for runtime in sorted({t.runtime for t in chosen.values() if t.runtime is not None}):
+    for runtime in sorted(_float_engines(chosen)):
         try:
             check_parity(job, runtime)
         except DeploymentError as error:
@@ -193,8 +193,7 @@ def _float_score(job: Job, chosen: Mapping[str, Target], broken: dict[str, str])
         }
         return found, cross.kept(job.source.task, FLOAT, result)
 
-    engines = [t.runtime for t in chosen.values() if t.runtime is not None]
-    for runtime in dict.fromkeys(engines or [REFERENCE]):
+    for runtime in _float_engines(chosen) or [REFERENCE]:
         if runtime in broken:
             continue
         try:
@@ -203,6 +202,12 @@ def _float_score(job: Job, chosen: Mapping[str, Target], broken: dict[str, str])
         except DeploymentError as error:
             broken[runtime] = f"the float model does not run on {runtime}: {error}"
     raise ValueError("; ".join(broken.values()))
+
+
+def _float_engines(chosen: Mapping[str, Target]) -> list[str]:
+    """The engines that run the float model, each once; emulators of integer chips do not."""
+    engines = [t.runtime for t in chosen.values() if t.runtime is not None and not t.emulated]
+    return list(dict.fromkeys(engines))
 
 
 def _deploy(job: Job, target: Target, log: Json, broken: Mapping[str, str]) -> Deployment:

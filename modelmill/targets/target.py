@@ -27,7 +27,8 @@ class Limit:
 
     what: an attribute of the operator, each number of which counts, or a quantity that `limits`
     measures: input_channels, output_channels, channels_per_group (1: depthwise),
-    weights_per_output, rank. low, high: both inclusive. why: the reason, or its source.
+    outputs_per_group, weights_per_output, rank. low, high: both inclusive. why: the reason, or
+    its source.
     """
 
     what: str
@@ -108,6 +109,8 @@ class Target:
 
     runtime: the plug-in of `modelmill.runtimes` that runs it, by name or by the path of a file;
         None for a chip that is not here: its deployment is simulated only.
+    emulated: its engine emulates the chip: what it computes is the chip's, its times are not, and
+        it is not asked to run the float model.
     export: names of the formats (`modelmill.export`) that its toolchain takes, written beside the
         QDQ artifact.
     passes: names of graph passes (`modelmill.passes`) that rewrite what its engine cannot take;
@@ -140,6 +143,7 @@ class Target:
     shield: tuple[str, ...] = ()
     guards: tuple[IsaGuard, ...] = ()
     float_kernels: tuple[tuple[str, str], ...] = ()
+    emulated: bool = False
     export: tuple[str, ...] = ()
     passes: tuple[str, ...] = ()
     refuses: tuple[tuple[str, str], ...] = ()
