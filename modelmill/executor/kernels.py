@@ -220,7 +220,19 @@ def add_by_fma(a: Codes, b: Codes, output: Encoding) -> Codes:
 
 
 def add_by_reciprocal(a: Codes, b: Codes, output: Encoding) -> Codes:
-    steps = (a.real + b.real) * float(np.float32(1) / output.scale)
+    return _by_reciprocal(a.real + b.real, output)
+
+
+def subtract_by_reciprocal(a: Codes, b: Codes, output: Encoding) -> Codes:
+    return _by_reciprocal(a.real - b.real, output)
+
+
+def multiply_by_reciprocal(a: Codes, b: Codes, output: Encoding) -> Codes:
+    return _by_reciprocal(a.real * b.real, output)
+
+
+def _by_reciprocal(real: Tensor, output: Encoding) -> Codes:
+    steps = real * float(np.float32(1) / output.scale)
     return Codes(clamp(half_away(steps), output), output)
 
 
@@ -238,12 +250,14 @@ ADD: dict[str, Callable[[Codes, Codes, Encoding], Codes]] = {
     "double_rounding": gemmlowp.add_doubly_rounded,
 }
 SUBTRACT: dict[str, Callable[[Codes, Codes, Encoding], Codes]] = {
+    "reciprocal": subtract_by_reciprocal,
     "fixed_point": xnnpack.subtract_in_fixed_point,
     "double_rounding": gemmlowp.subtract_doubly_rounded,
 }
 MULTIPLY: dict[str, Callable[[Codes, Codes, Encoding], Codes]] = {
     "ratio": multiply_by_ratio,
     "ratio_alone": xnnpack.multiply_and_round,
+    "reciprocal": multiply_by_reciprocal,
     "double_rounding": gemmlowp.multiply_doubly_rounded,
 }
 LEAKY_RELU: dict[str, Callable[[Codes, float, Encoding], Codes]] = {

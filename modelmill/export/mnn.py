@@ -3,7 +3,7 @@ its layers and tensors.
 
     Conv, Gemm, MatMul   a layer: codes of weights, scales and zero points of what it reads and
                          writes; a ReLU behind it stays, the engine clamps at the zero point
-    Add, Mul, ... + ReLU the activation goes: the lowest code is its zero, or the clamp is noted
+    Add, Mul + ReLU, Clip  the activation goes: the lowest code is its zero, or the clamp is noted
     anything else        is on codes where MNN has a kernel and all tensors around it have codes
 
 MNN decides by itself what runs on codes: it hands scale and zero point on through every operator
@@ -14,20 +14,20 @@ without codes, in an operator that hands nothing on and that the converter does 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from modelmill import ir
-from modelmill.export.mnn_file import MATMUL, UNLAID, UNSIGNED, Layer, TensorCodes
+from modelmill.export.mnn_file import MATMUL, UNSIGNED, Layer, TensorCodes
 from modelmill.ir import Plan, Point
 from modelmill.numerics import Encoding
 
 LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
 ACTIVATIONS = frozenset({"Relu", "Clip"})
-SUMS = frozenset({"Add", "Mul"})
+SUMS = frozenset({"Add", "Sub", "Mul"})
 # Never on codes: MNN's x86 maximum takes codes from 0 on for negative, its resize is very slow.
 FLOAT_ONLY = frozenset({"MaxPool", "Resize"})
 POOLS = FLOAT_ONLY | {"AveragePool", "GlobalAveragePool"}
@@ -62,11 +62,13 @@ class Deployed:
         low, high = self.clamps.get(value, (held.low, held.high))
         return replace(held, low=low, high=high)
 
-    def layer_outputs(self, names: Sequence[str]) -> dict[str, str]:
-        """{node: name of the tensor its layer writes} of every layer on codes."""
-        return {node.name or "": self._written(names, node)[0] for node in self._layer_nodes()}
+    def layer_outputs(self, made: Mapping[str, int]) -> dict[str, int]:
+        """{node: number of the tensor that its layer writes} of every layer on codes; `made` is
+        what `convolutions` found.
+        """
+        return {node.name or "": self._written(made, node) for node in self._layer_nodes()}
 
-    def layers(self, names: Sequence[str]) -> list[Layer]:
+    def layers(self, names: Sequence[str], made: Mapping[str, int]) -> list[Layer]:
         """What the converter is told about each."""
         found = []
         for node in self._layer_nodes():
@@ -74,9 +76,15 @@ class Deployed:
             assert read is not None and weight is not None
             encoding = self.plan.at(weight.name or "", node.name or "", 1)
             assert isinstance(encoding, Encoding)
-            tensor, value = self._written(names, node)
-            scales = np.atleast_1d(encoding.scale)
-            found.append(Layer(tensor, self._held(read.name or ""), self._held(value), scales))
+            found.append(
+                Layer(
+                    names[self._written(made, node)],
+                    self._held(read.name or ""),
+                    self._held(self._value_written(node)),
+                    np.atleast_1d(encoding.scale),
+                    encoding.spec.bits,
+                )
+            )
         return found
 
     def tensors(self, names: Sequence[str]) -> dict[int, TensorCodes]:
@@ -112,21 +120,22 @@ class Deployed:
         assert weight is not None
         return self.plan.at(weight.name or "", node.name or "", 1) is not None
 
-    def _written(self, names: Sequence[str], node: ir.Node) -> tuple[str, str]:
-        """The tensor that the layer writes, and the value of the graph it is: that of the ReLU
-        behind it, if that is in the layer.
-        """
-        first = value = node.outputs[0]
+    def _written(self, made: Mapping[str, int], node: ir.Node) -> int:
+        name = node.outputs[0].name or ""  # the converter names operators after what they wrote
+        for candidate in (name, name + MATMUL):
+            if candidate in made:
+                return made[candidate]
+        raise ValueError(f"MNN's converter made no layer of {node.name!r}; --keep-float keeps it")
+
+    def _value_written(self, node: ir.Node) -> str:
+        """The value with codes that a layer writes: its own, or that of the ReLU behind it."""
+        value = node.outputs[0]
         while Point(value.name or "") not in self.plan:
             uses = list(value.uses())
             if len(uses) != 1 or uses[0].node.op_type not in ACTIVATIONS:
                 raise ValueError(f"{node.name!r}: MNN's layers on codes write codes")
             value = uses[0].node.outputs[0]
-        written = value.name or ""
-        for candidate in ((first.name or "") + MATMUL, written + UNLAID, written):
-            if candidate in names:
-                return candidate, value.name or ""
-        raise ValueError(f"MNN's converter made no layer of {node.name!r}; --keep-float keeps it")
+        return value.name or ""
 
 
 def prepare(source: ir.Graph) -> Deployed:
@@ -151,15 +160,15 @@ def prepare(source: ir.Graph) -> Deployed:
 
 
 def _is_saturation(node: ir.Node, plan: Plan) -> bool:
-    """Whether the codes of its output can do what this activation does: it follows a sum, a product
-    of two tensors or another such operator, and the value between them has no codes.
+    """Whether the codes of its output can do what this activation does: it follows an operator on
+    codes, and the value between them has none. A layer does its ReLU itself.
     """
     value, output = node.inputs[0], node.outputs[0]
     assert value is not None
     producer = value.producer()
     return (
         producer is not None
-        and producer.op_type not in LAYERS
+        and (producer.op_type not in LAYERS or node.op_type == "Clip")
         and Point(value.name or "") not in plan
         and Point(output.name or "") in plan
         and len(list(value.uses())) == 1

@@ -29,13 +29,15 @@ class Arithmetic:
         rounded, in integers; a matrix product is rounded once.
     add: integer addition of two tensors.
         "fma": two fused multiply-adds on float32 scale ratios around one folded constant.
-        "reciprocal": both to float32, added, times the float32 1 / s_y, half away from zero.
+        "reciprocal": both to float32, added, times the float32 1 / s_y, half away from zero;
+        subtraction too.
         "fixed_point": multipliers of 21 bits, one shift, half rounded up; subtraction too.
         "double_rounding": codes moved left by 20 bits, factors as in requantize; subtraction too.
         "dequantize": both to float32, added, quantized.
     multiply: integer product of two tensors.
         "ratio": one float32 factor s_1 * s_2 / s_y on the product of the codes, plus z, rounded.
         "ratio_alone": the same, rounded before z is added.
+        "reciprocal": as in add.
         "double_rounding": the factor as in requantize.
         "dequantize": both to float32, multiplied, quantized.
     leaky_relu: "fixed_point" multiplies codes by a number with 8 bits behind the point, half
@@ -66,7 +68,9 @@ class Arithmetic:
         "multiply", "range", "dequantize", "factors", "shift", "unsigned", "double_rounding"
     ] = "dequantize"
     add: Literal["fma", "reciprocal", "fixed_point", "double_rounding", "dequantize"] = "dequantize"
-    multiply: Literal["ratio", "ratio_alone", "double_rounding", "dequantize"] = "dequantize"
+    multiply: Literal["ratio", "ratio_alone", "reciprocal", "double_rounding", "dequantize"] = (
+        "dequantize"
+    )
     leaky_relu: Literal["fixed_point", "double_rounding", "dequantize"] = "dequantize"
     average_pool: Literal["sequential", "ratio", "floor", "away", "dequantize"] = "dequantize"
     global_average_pool: Literal["ratio", "floor", "bias", "double_rounding", "dequantize"] = (

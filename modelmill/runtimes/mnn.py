@@ -29,6 +29,7 @@ from modelmill.export.mnn_file import (
     MATMUL,
     UNSIGNED,
     compression_parameters,
+    convolutions,
     describe,
     described,
     tensor_names,
@@ -64,8 +65,9 @@ class Mnn:
         ir.save(made.graph, bare)
         try:
             _run_converter("ONNX", bare, plain)
-            names = tensor_names(plain.read_bytes())
-            layers = made.layers(names)
+            model = plain.read_bytes()
+            names = tensor_names(model)
+            layers = made.layers(names, convolutions(model))
             if layers:
                 # In two steps: from ONNX, weights of a MiB and more are not there when they are
                 # to be made codes, and the converter writes garbage instead.
@@ -95,12 +97,11 @@ def _run_converter(kind: str, source: Path, out: Path, *more: str) -> None:
 def _note_tensors(out: Path, made: Deployed) -> None:
     """Note the codes of every tensor of the plan, and check that the converter took every layer."""
     model = out.read_bytes()
-    names = tensor_names(model)
     done = described(model)
-    for node, output in made.layer_outputs(names).items():
-        if names.index(output) not in done:
+    for node, output in made.layer_outputs(convolutions(model)).items():
+        if output not in done:
             raise RuntimeError(f"MNN's converter left {node!r} in float; keep it so: --keep-float")
-    out.write_bytes(describe(model, made.tensors(names)))
+    out.write_bytes(describe(model, made.tensors(tensor_names(model))))
 
 
 class MnnSession:

@@ -104,6 +104,12 @@ def channels_per_group(node: ir.Node) -> int | None:
     return None if channels is None else channels // _group(node)
 
 
+def outputs_per_group(node: ir.Node) -> int | None:
+    """Output channels of each group of a convolution."""
+    channels = output_channels(node)
+    return None if channels is None else channels // _group(node)
+
+
 def weights_per_output(node: ir.Node) -> int | None:
     """Products summed for one element of the output."""
     weight = _weight_shape(node)
@@ -122,6 +128,7 @@ QUANTITIES: dict[str, Callable[[ir.Node], int | None]] = {
     "input_channels": input_channels,
     "output_channels": output_channels,
     "channels_per_group": channels_per_group,
+    "outputs_per_group": outputs_per_group,
     "weights_per_output": weights_per_output,
     "rank": rank,
 }
