@@ -139,7 +139,9 @@ def _parameter(key: int, value: Parameter) -> str:
 
 
 def _number(value: int | float | np.number) -> str:
-    """Nine digits give every float32 back; the exponent tells the reader that it is one."""
+    """Nine digits give every float32 back; the exponent tells the reader that it is one. Older
+    versions read no more than 15 characters.
+    """
     if isinstance(value, int | np.integer):
         return str(int(value))
-    return f"{float(np.clip(value, -3.4e38, 3.4e38)):.9e}"
+    return f"{float(np.clip(value, -3.4e38, 3.4e38)):.8e}"

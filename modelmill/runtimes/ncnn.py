@@ -9,6 +9,7 @@ when it loads, so the layers of the file are the kernels it runs; it cannot time
 
 import importlib.util
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,9 @@ class Ncnn:
         graph = ir.with_batch(graph, 1) if ir.is_batch_dynamic(graph) else ir.infer_shapes(graph)
         model = write(graph, plan, codes)
         path = Path(out)
+        sums = {".param": _sum(model.param.encode()), ".bin": _sum(model.weights)}
         path.with_suffix(".bin").write_bytes(model.weights)
-        path.with_suffix(".json").write_text(json.dumps(model.tensors))
+        path.with_suffix(".json").write_text(json.dumps({**model.tensors, "crc32": sums}))
         path.write_text(model.param)
 
     def open(self, path: str, options: SessionOptions) -> "NcnnSession":
@@ -70,15 +72,14 @@ class NcnnSession:
     def __init__(self, path: Path, options: SessionOptions) -> None:
         import ncnn
 
-        tensors = json.loads(path.with_suffix(".json").read_text())
+        tensors = _read(path)
         self._inputs, self._outputs = tensors["inputs"], tensors["outputs"]
-        self.inputs = tuple(t["name"] for t in self._inputs)
-        self.outputs = tuple(t["name"] for t in self._outputs)
+        self.inputs = tuple(str(t["name"]) for t in self._inputs)
+        self.outputs = tuple(str(t["name"]) for t in self._outputs)
         self._layers = path.read_text().splitlines()[2:]
         self._net = ncnn.Net()
         option = self._net.opt
         option.num_threads = options.threads
-        option.use_vulkan_compute = False
         option.use_fp16_packed = option.use_fp16_storage = option.use_fp16_arithmetic = False
         option.use_bf16_packed = option.use_bf16_storage = False
         for load, file in (
@@ -86,23 +87,27 @@ class NcnnSession:
             (self._net.load_model, path.with_suffix(".bin")),
         ):
             if load(str(file)) != 0:
-                raise ValueError(f"ncnn refuses {file.name}: it is damaged or of another version")
+                raise ValueError(f"ncnn refuses {file.name}: it is of another version")
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         wanted = self.outputs if outputs is None else tuple(outputs)
         given = self._checked(feeds)
-        if self._is_one(given):
+        if all(list(given[t["name"]].shape) == t["shape"] for t in self._inputs):
             return self._one(given, wanted)
         return in_slices(lambda one: self._one(one, wanted), given, self._inputs[0]["shape"][0])
 
     def bind(self, feeds: Arrays) -> Callable[[], object]:
-        parts = [self._given(part) for part in self._parts(self._checked(feeds))]
+        given, size = self._checked(feeds), self._inputs[0]["shape"][0]
+        parts = [
+            self._given({name: array[i : i + size] for name, array in given.items()})
+            for i in range(0, len(given[self.inputs[0]]), size)
+        ]
         blobs = [t["blob"] for t in self._outputs]
 
         def call() -> None:
-            for given in parts:
+            for part in parts:
                 with self._net.create_extractor() as extractor:
-                    for blob, mat in given:
+                    for blob, mat in part:
                         extractor.input(blob, mat)
                     for blob in blobs:
                         extractor.extract(blob)
@@ -115,20 +120,6 @@ class NcnnSession:
 
     def close(self) -> None:
         self._net.clear()
-
-    def _is_one(self, feeds: Arrays) -> bool:
-        """Whether that is what the net takes, no larger batch of it."""
-        return all(list(feeds[t["name"]].shape) == t["shape"] for t in self._inputs)
-
-    def _parts(self, feeds: dict[str, np.ndarray]) -> list[Arrays]:
-        """The batch in pieces that the net takes."""
-        if self._is_one(feeds):
-            return [feeds]
-        size, n = self._inputs[0]["shape"][0], min(len(array) for array in feeds.values())
-        return [
-            {name: array[start : start + size] for name, array in feeds.items()}
-            for start in range(0, n, size)
-        ]
 
     def _one(self, feeds: Arrays, wanted: Sequence[str]) -> dict[str, np.ndarray]:
         """One image."""
@@ -167,6 +158,25 @@ class NcnnSession:
                 )
             found[name] = array
         return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Inputs and outputs; the files must be those that were written, for ncnn would take any
+    numbers for weights.
+    """
+    try:
+        tensors = json.loads(path.with_suffix(".json").read_text())
+        keys = {key for kind in ("inputs", "outputs") for tensor in tensors[kind] for key in tensor}
+        sums = {s: _sum(path.with_suffix(s).read_bytes()) for s in tensors["crc32"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path.stem}.json beside {path.name} is damaged: {error}") from error
+    if sums != tensors["crc32"] or keys != {"name", "blob", "shape", "dims", "codes"}:
+        raise ValueError(f"{path.stem}.param, .bin or .json was changed since it was written")
+    return dict(tensors)
+
+
+def _sum(content: bytes) -> int:
+    return zlib.crc32(content)
 
 
 def _executed_op(words: list[str]) -> ExecutedOp | None:

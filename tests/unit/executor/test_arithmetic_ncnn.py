@@ -199,6 +199,48 @@ def test_what_a_plan_rounds_for_everybody_is_rounded_for_float_layers_too(conver
     np.testing.assert_array_equal(found["y"], -found["s"])
 
 
+@pytest.mark.parametrize("rows", [1, 4, 7])
+@pytest.mark.parametrize("outputs", [16, 10])
+def test_matrix_products_round_twice(converted, rows, outputs):
+    random = np.random.default_rng(rows)
+    arrays = {
+        "w": random.normal(0, 0.3, (33, outputs)).astype(np.float32),
+        "v": random.normal(0, 0.3, (outputs, 33)).astype(np.float32),
+        "b": random.normal(0, 0.3, outputs).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], "matmul"),
+        helper.make_node("Gemm", ["x", "v", "b"], ["g0"], "gemm", transB=1),
+        helper.make_node("LeakyRelu", ["g0"], ["g"], "leaky", alpha=0.1),
+    ]
+    shapes = {"m": (rows, outputs), "g": (rows, outputs)}
+    graph = whole(nodes, (rows, 33), shapes, arrays)
+    plan = targets.plan(graph, TARGET, "w8a8", "x86_64", FLAGS).plan
+    plan = Calibrate("minmax")(graph, plan, images(4, (rows, 33)))[1]
+    session, codes = converted(graph, plan)
+    assert sum(op.integer for op in session.executed()) == 2
+    found = differences(session, codes, graph, plan, images(10, (rows, 33)))
+    assert found == {"wrong": 0, "all": 10 * rows * 33, "real": 0.0}
+
+
+def test_damaged_files_are_refused(converted, tmp_path):
+    graph = network()
+    converted(graph, planned(graph))
+    for suffix in (".bin", ".param", ".json"):
+        path = tmp_path / f"m{suffix}"
+        content = path.read_bytes()
+        for bad in (
+            content[:-5],
+            content[: len(content) // 2] + b"7" + content[len(content) // 2 :],
+            b"",
+        ):
+            path.write_bytes(bad)
+            with pytest.raises(ValueError, match=r"damaged|changed"):
+                PLUGIN.open(str(tmp_path / "m.param"), SessionOptions())
+        path.write_bytes(content)
+    PLUGIN.open(str(tmp_path / "m.param"), SessionOptions()).close()
+
+
 @pytest.mark.parametrize(
     ("spec", "zero", "says"),
     [
