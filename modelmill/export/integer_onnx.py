@@ -20,7 +20,7 @@ clamp before it keeps the sum in range and the product from being contracted wit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from modelmill.ir import Plan, Point
 from modelmill.numerics import Encoding
 
 MAGIC = np.float32(1.5 * 2**23)  # float32 numbers near it are 1 apart
-INT8, INT32, FLOAT = 3, 6, 1  # TensorProto.DataType
+INT8, UINT8, INT32, FLOAT = 3, 2, 6, 1  # TensorProto.DataType
 # Movement that compilers take on 8-bit tensors as they are.
 ON_CODES = frozenset([
     "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Expand",
@@ -55,7 +55,8 @@ def write(graph: ir.Graph, plan: Plan, fetch: Mapping[str, str]) -> ir.Graph:
 
     Args:
         graph: a float graph with known shapes and a fixed batch.
-        plan: encodings; 8-bit signed activations, one scale per tensor.
+        plan: encodings; 8-bit activations, one scale per tensor. Unsigned codes are held as signed
+            ones, less 128, so that both operands of a product have one sign.
         fetch: {name of a further output: value whose codes it holds}.
 
     Raises:
@@ -73,8 +74,10 @@ class _Writer:
     """One run of `write` over a fresh clone."""
 
     def __init__(self, graph: ir.Graph, plan: Plan) -> None:
-        self.graph, self.plan = graph, plan
-        self.encodings = plan.encodings()
+        given = plan.encodings()
+        self.unsigned = {p.value for p, e in given.items() if not e.spec.signed}
+        self.graph, self.plan = graph, plan.replace({p: _signed(e) for p, e in given.items()})
+        self.encodings = self.plan.encodings()
         self.nodes = ir.nodes(graph)
         self.held: dict[str, _Held] = {}
         self.numbers: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
@@ -85,8 +88,8 @@ class _Writer:
         for point, encoding in self.encodings.items():
             spec = encoding.spec
             constant = point.value in graph.graph.initializers
-            if not constant and (spec.bits > 8 or not spec.signed or spec.axis is not None):
-                raise ValueError(f"{point}: activations must be int8 per tensor, not {spec}")
+            if not constant and (spec.bits > 8 or spec.axis is not None):
+                raise ValueError(f"{point}: activations must be 8 bits per tensor, not {spec}")
 
     def write(self) -> None:
         for value in list(self.graph.graph.inputs):
@@ -112,8 +115,14 @@ class _Writer:
             if value not in self.held:
                 raise ValueError(f"{value!r} has no codes in this form")
             codes = self.held[value].codes
+            kind = np.asarray(np.int8(0))
+            if value in self.unsigned:
+                shift = self._number(np.int32(128))
+                wide = self._node("Add", [self._cast(codes, INT32), shift])
+                codes, kind = self._node("Cast", [wide], {"to": UINT8}), np.asarray(np.uint8(0))
             copy = self._node("Identity", [codes])
-            copy.name, copy.shape, copy.type = name, codes.shape, self._number(np.int8(0)).type
+            copy.name, copy.shape = name, self.held[value].codes.shape
+            copy.type = self._number(kind).type
             self.graph.graph.outputs.append(copy)
 
     # ------------------------------------------------------------ nodes
@@ -358,7 +367,7 @@ class _Writer:
             encoding = self.plan.at(name, node.name or "", index)
             if not isinstance(encoding, Encoding) or encoding.spec.axis is not None:
                 return value
-            if encoding.spec.bits > 8 or not encoding.spec.signed:
+            if encoding.spec.bits > 8:
                 return value
             return _Held(self._number(encoding.quantize(array)), encoding)
         own = self.encodings.get(Point(name, node.name or "", index))
@@ -437,3 +446,11 @@ class _Writer:
         if key not in self.numbers:
             self.numbers[key] = ir.add_constant(self.graph, f"number_{len(self.numbers)}", array)
         return self.numbers[key]
+
+
+def _signed(encoding: Encoding) -> Encoding:
+    """The same real numbers with codes 128 lower, where those are uint8."""
+    spec = encoding.spec
+    if spec.signed or spec.bits != 8 or spec.narrow:
+        return encoding
+    return Encoding(replace(spec, signed=True), encoding.scale, encoding.zero_point - 128)

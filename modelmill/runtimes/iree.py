@@ -38,6 +38,16 @@ _TARGET = (
     "--iree-llvmcpu-stack-allocation-limit=1048576",
     f"--iree-preprocessing-pass-pipeline=builtin.module(util.func({_CHANNELS_LAST}))",
 )
+# Products of codes are fast in IREE's kernels for tiled matrices, float ones are not: windows are
+# laid out as rows of a matrix where they hold most of the work, and cost more than they bring where
+# it lies in 1x1 kernels.
+_KERNELS = "--iree-llvmcpu-enable-ukernels=all"
+_BY_TILES = ("--iree-opt-data-tiling", _KERNELS)
+_BY_WINDOWS = (
+    "--iree-global-opt-use-im2col-for-convs",
+    "--iree-global-opt-data-tiling",
+    _KERNELS,
+)
 _DISPATCH = re.compile(
     rf"flow\.dispatch @\S+::@{_FUNCTION}\$async_dispatch_(\w+)\([^)]*\)(?: \{{[^}}]*\}})?"
     r" : \(([^)]*)\) -> (.*)"
@@ -73,7 +83,7 @@ class Iree:
     def convert(self, source: str, out: str, options: SessionOptions) -> None:
         graph = ir.load(source)
         names = [v.name or "" for v in graph.graph.inputs], [v.name for v in graph.graph.outputs]
-        graph = _compilable(graph)
+        graph, arrangement = _compilable(graph)
         facts: dict[str, Any] = {
             "inputs": {
                 n: _facts(i) for n, i in zip(names[0], ir.inputs(graph).values(), strict=True)
@@ -89,9 +99,9 @@ class Iree:
             _run([sys.executable, "-m", module, str(model), "-o", str(torch)])
             _compile(torch, loops, "--compile-to=input")
             last.write_text(linalg.channels_last(loops.read_text()))
-            _compile(last, flow, "--iree-input-type=none", "--compile-to=flow")
+            _compile(last, flow, "--iree-input-type=none", "--compile-to=flow", *arrangement)
             facts["dispatches"] = [list(found) for found in _DISPATCH.findall(flow.read_text())]
-            _compile(flow, Path(out), "--compile-from=flow")
+            _compile(flow, Path(out), "--compile-from=flow", *arrangement)
         Path(out).with_suffix(".json").write_text(json.dumps(facts))
 
     def open(self, path: str, options: SessionOptions) -> "IreeSession":
@@ -177,17 +187,33 @@ class IreeSession:
                 )
 
 
-def _compilable(graph: ir.Graph) -> ir.Graph:
-    """The graph that the compiler is given: one batch, known shapes, explicit integers."""
+def _compilable(graph: ir.Graph) -> tuple[ir.Graph, tuple[str, ...]]:
+    """The graph that the compiler is given, one batch, known shapes, explicit integers; and the
+    arguments that make it fast.
+    """
     plain, fetch = ir.without_exposed(graph)
     if ir.is_batch_dynamic(plain):
         plain = ir.with_batch(plain, 1)
+    arrangement: tuple[str, ...] = ()
     if any(node.op_type in _QUANTIZED for node in ir.nodes(plain)):
         plain, plan = ir.from_qdq(plain)
-        plain = integer_onnx.write(ir.infer_shapes(plain), plan, fetch)
+        plain = ir.infer_shapes(plain)
+        arrangement = _BY_WINDOWS if _mostly_windows(plain) else _BY_TILES
+        plain = integer_onnx.write(plain, plan, fetch)
     made = ir.at_opset(plain, max(ir.opset(plain), _OPSET))
     made.graph.name = _FUNCTION
-    return made
+    return made, arrangement
+
+
+def _mostly_windows(graph: ir.Graph) -> bool:
+    """Whether most products are of convolutions over all channels with a kernel above 1x1."""
+    products = {cost.name: cost.macs or 0 for cost in ir.statistics(graph).nodes}
+    wide = 0
+    for node in ir.nodes(graph):
+        weight = ir.constant(node.inputs[1]) if node.op_type == "Conv" else None
+        if weight is not None and weight.shape[1] > 1 and np.prod(weight.shape[2:]) > 1:
+            wide += products[node.name or ""]
+    return 2 * wide > sum(products.values())
 
 
 def _facts(info: ir.ValueInfo) -> tuple[tuple[int, ...], str]:
@@ -214,9 +240,10 @@ def _run(command: list[str]) -> None:
 
 def _executed_op(name: str, taken: str, given: str) -> ExecutedOp:
     """`name` is "1_conv_32x32x16x3x3x3_i8xi8xi32", the rest the types of operands and results."""
-    words = name.split("_")
-    op = "_".join(w for w in words[1:] if not any(c.isdigit() for c in w)) or "dispatch"
-    noted = _ELEMENT.findall(f"tensor<{words[-1].replace('x', '>tensor<')}>")
+    words = name.split("_")[1:]
+    sizes = [i for i, word in enumerate(words) if re.fullmatch(r"[\dD]+(x[\dD]+)*", word)]
+    op = "_".join(words[: sizes[0]] if sizes else words) or "dispatch"
+    noted = _ELEMENT.findall(f"tensor<{words[-1].replace('x', '>tensor<')}>" if words else "")
     reads = _ELEMENT.findall(taken)
     writes = _ELEMENT.findall(given) or reads[-1:]  # a result in place is written as its operand
     operands = (noted or reads)[:1] if op.startswith(_SUMS) else reads[:1]
