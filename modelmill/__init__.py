@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from modelmill.line.bench import bench
     from modelmill.line.check import check
     from modelmill.line.compare import compare
+    from modelmill.line.describe import describe
     from modelmill.line.doctor import doctor
     from modelmill.line.entry import build
     from modelmill.line.evaluate import evaluate
@@ -21,7 +22,17 @@ if TYPE_CHECKING:
     from modelmill.line.quantize import quantize
 
 __version__ = "0.1.0"
-__all__ = ["bench", "build", "check", "compare", "doctor", "evaluate", "inspect", "quantize"]
+__all__ = [
+    "bench",
+    "build",
+    "check",
+    "compare",
+    "describe",
+    "doctor",
+    "evaluate",
+    "inspect",
+    "quantize",
+]
 
 _MODULES = {name: name for name in __all__} | {"build": "entry"}
 

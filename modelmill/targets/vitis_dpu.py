@@ -76,7 +76,7 @@ PLUGIN = Target(
     arithmetic=Arithmetic(requantize="shift", quantize="half_up"),
     export=("vitis", "qdq"),
     refuses=(
-        ("Sigmoid", SEEN),
+        ("Sigmoid", f"it was {SEEN}"),
         ("Softmax", "an option that the default configuration lacks, PG338"),
     ),
     host="CPU",

@@ -13,7 +13,7 @@ from modelmill import tasks
 def test_every_command_has_its_function():
     from modelmill.cli.main import main
 
-    named = {"eval": "evaluate"}
+    named = {"eval": "evaluate", "targets": "describe"}
     commands = {named.get(name, name) for name in main.list_commands(None)} - {"demo"}
     assert commands | {"quantize"} == set(modelmill.__all__)
 

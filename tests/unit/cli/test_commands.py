@@ -147,3 +147,13 @@ def test_every_command_names_the_choices(run, tiny):
         result = run(command, *both, "-t", "ort_gpu", *rest)
         assert result.exit_code == 2, result.output
         assert "ort_gpu" in result.stderr and "openvino_cpu" in result.stderr
+
+
+def test_targets(run):
+    result = run("targets")
+    assert result.exit_code == 0 and "vitis_dpu" in result.stdout and "simulated" in result.stdout
+    assert "PG338" in run("targets", "vitis_dpu").stdout
+    found = json.loads(run("targets", "--diff", "nxp_imx", "ti", "--format", "json").stdout)
+    assert {"what": "Split", "nxp_imx": "", "ti": "activation -> same"} in found
+    assert run("targets", "--diff", "ti").exit_code == 2
+    assert set(json.loads(run("targets", "ti", "--format", "json").stdout)) == {"ti"}

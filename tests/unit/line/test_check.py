@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from modelmill import ir
@@ -73,6 +74,22 @@ def test_an_operator_that_the_simulation_lacks(graph_from_text):
     graph = graph_from_text("g (float[N,3,4,4] x) => (float[N,3] y) { y = Det(x) }")
     found = check(graph, "ort_cpu")
     assert [op for _, op in found.unknown] == ["Det"] and not found.accepted
+
+
+def test_what_falls_back_to_the_cpu(graph_from_text):
+    """A DPU has no sigmoid and no float: what follows on it is left to the CPU as well."""
+    graph = graph_from_text(
+        "g (float[N,4,8,8] x) => (float[N,4,6,6] y) { c = Conv(x, w) s = Sigmoid(c) y = Relu(s) }",
+        w=np.ones((4, 4, 3, 3), "f"),
+    )
+    found = check(graph, "vitis_dpu")
+    assert found.host == "CPU" and found.fallback == {"Sigmoid": 1, "Relu": 1} and found.accepted
+    assert "Ultra96" in next(v.why for v in found.verdicts if v.op == "Sigmoid")
+    assert check(graph, "tensorrt").fallback == {}  # floats of its own
+    wide = graph_from_text(
+        "g (float[N,4096] x) => (float[N,8] y) { y = Gemm(x, w) }", w=np.ones((4096, 8), "f")
+    )
+    assert "4096" in check(wide, "vitis_dpu").heavy[0].why
 
 
 def test_json_holds_what_follows(tiny):
