@@ -92,16 +92,15 @@ class NcnnSession:
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         wanted = self.outputs if outputs is None else tuple(outputs)
         given = self._checked(feeds)
-        if all(list(given[t["name"]].shape) == t["shape"] for t in self._inputs):
+        if self._is_one(given):
             return self._one(given, wanted)
         return in_slices(lambda one: self._one(one, wanted), given, self._inputs[0]["shape"][0])
 
     def bind(self, feeds: Arrays) -> Callable[[], object]:
         given, size = self._checked(feeds), self._inputs[0]["shape"][0]
-        parts = [
-            self._given({name: array[i : i + size] for name, array in given.items()})
-            for i in range(0, len(given[self.inputs[0]]), size)
-        ]
+        starts = range(0, len(given[self.inputs[0]]), size)
+        slices = [{n: array[i : i + size] for n, array in given.items()} for i in starts]
+        parts = [self._given(part) for part in ([given] if self._is_one(given) else slices)]
         blobs = [t["blob"] for t in self._outputs]
 
         def call() -> None:
@@ -120,6 +119,10 @@ class NcnnSession:
 
     def close(self) -> None:
         self._net.clear()
+
+    def _is_one(self, feeds: Arrays) -> bool:
+        """Whether that is what the net takes, no larger batch of it."""
+        return all(list(feeds[t["name"]].shape) == t["shape"] for t in self._inputs)
 
     def _one(self, feeds: Arrays, wanted: Sequence[str]) -> dict[str, np.ndarray]:
         """One image."""
