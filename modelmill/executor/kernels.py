@@ -155,7 +155,7 @@ UNSIGNED = 128  # MNN's x86 kernels add it to the codes
 
 
 def requantize_unsigned(sums: Sums) -> Tensor | Codes:
-    """acc = sum (x + 128) w, r = s_x / s_y, all in float32.
+    """With acc = sum (x + 128) w and r = s_x / s_y, all in float32:
 
     y = acc s_w r + ((b - (z_x + 128) s_w sum w s_x) / s_y + z_y); depthwise, with an integer bias,
     y = (acc + int(int(b / (s_x s_w)) - (z_x + 128) sum w + int(z_y / (s_w r)))) s_w r.

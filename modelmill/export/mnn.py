@@ -28,6 +28,11 @@ from modelmill.numerics import Encoding
 LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
 ACTIVATIONS = frozenset({"Relu", "Clip"})
 SUMS = frozenset({"Add", "Sub", "Mul"})
+# Others that MNN runs on codes, in an arithmetic that nobody planned with.
+UNPLANNED = frozenset({
+    "Div", "Max", "Min", "Pow", "Mod", "Softmax", "LayerNormalization", "BatchNormalization",
+    "PRelu", "Abs", "Neg", "Sign", "Concat",
+})  # fmt: skip
 # Never on codes: MNN's x86 maximum takes codes from 0 on for negative, its resize is very slow.
 FLOAT_ONLY = frozenset({"MaxPool", "Resize"})
 POOLS = FLOAT_ONLY | {"AveragePool", "GlobalAveragePool"}
@@ -155,8 +160,24 @@ def prepare(source: ir.Graph) -> Deployed:
             clamps[output] = _clamp(node, encoding)
             _drop(graph, node)
     fences = _fence_all(graph, plan) if len(plan) else []
+    _spell_out(graph)
     ir.prune(graph)
     return Deployed(graph, plan, codes, clamps, frozenset(v.name or "" for v in fences))
+
+
+def _spell_out(graph: ir.Graph) -> None:
+    """Attributes that may be left out: without them the converter crashes on pools."""
+    for node in ir.nodes(graph):
+        given = ir.attributes(node)
+        if node.op_type not in ("Conv", "MaxPool", "AveragePool") or "auto_pad" in given:
+            continue
+        weight = ir.constant(node.inputs[1]) if node.op_type == "Conv" else None
+        kernel = given.get("kernel_shape") or (weight.shape[2:] if weight is not None else ())
+        ones = [1] * len(kernel)
+        defaults = {"kernel_shape": list(kernel), "strides": ones, "pads": [0, 0] * len(kernel)}
+        for name, numbers in defaults.items():
+            if kernel and name not in given:
+                ir.set_attribute(node, name, numbers)
 
 
 def _is_saturation(node: ir.Node, plan: Plan) -> bool:
@@ -218,8 +239,10 @@ def _fence_all(graph: ir.Graph, plan: Plan) -> list[ir.Value]:
             continue
         quantized = _encoding(plan, node.outputs[0]) is not None
         all_codes = all(_encoding(plan, v) is not None for v in read)
-        before = node.op_type in POOLS or (node.op_type in PASSING_ON and all_codes and quantized)
-        after = node.op_type not in PASSING_ON and (quantized or node.op_type in POOLS)
+        pool, constant = node.op_type in POOLS, len(read) < len(node.inputs)
+        folded = node.op_type in SUMS and constant and all_codes
+        before = pool or folded or (node.op_type in PASSING_ON and all_codes and quantized)
+        after = pool or (quantized and not folded and node.op_type in UNPLANNED | SUMS)
         if not lowest and (before or after):
             number = np.asarray(np.finfo(np.float32).min, np.float32)
             lowest.append(ir.add_constant(graph, "lowest", number))

@@ -230,7 +230,8 @@ def _codes(real: np.ndarray, code: dict[str, Any]) -> np.ndarray:
     steps = steps.clip(np.float32(code["low"]), np.float32(code["high"]))
     signed = np.trunc(steps + np.where(steps < 0, np.float32(-0.5), np.float32(0.5)))
     kind = np.dtype(code["type"])
-    return (signed + (UNSIGNED if kind == np.uint8 else 0)).astype(kind)
+    moved: np.ndarray = (signed + (UNSIGNED if kind == np.uint8 else 0)).astype(kind)
+    return moved
 
 
 PLUGIN = Mnn()

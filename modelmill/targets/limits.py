@@ -118,6 +118,11 @@ def weights_per_output(node: ir.Node) -> int | None:
     return int(np.prod(weight[2:], dtype=np.int64)) * (channels_per_group(node) or 0)
 
 
+def constant_inputs(node: ir.Node) -> int | None:
+    """Inputs that are constants."""
+    return sum(ir.constant(value) is not None for value in node.inputs)
+
+
 def rank(node: ir.Node) -> int | None:
     """Dimensions of input 0."""
     shape = ir.shape(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
@@ -130,5 +135,6 @@ QUANTITIES: dict[str, Callable[[ir.Node], int | None]] = {
     "channels_per_group": channels_per_group,
     "outputs_per_group": outputs_per_group,
     "weights_per_output": weights_per_output,
+    "constant_inputs": constant_inputs,
     "rank": rank,
 }

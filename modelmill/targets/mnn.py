@@ -21,6 +21,7 @@ MOVEMENT = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", 
 SUMS = ("Add", "Sub", "Mul")
 NOT_NAMED = (("auto_pad", ("NOTSET", "VALID")),)
 IMAGES = Limit("rank", low=4, high=4, why="its layers on codes are two-dimensional")
+COMPUTED = Limit("constant_inputs", high=0, why="a constant has no codes in its file")
 WHOLE = Limit("ceil_mode", high=0, why="a window over the edge is counted another way")
 
 PLUGIN = Target(
@@ -51,7 +52,7 @@ PLUGIN = Target(
         ),
         OpRule("Gemm", ("activation", "weight"), anchor=True, attributes=PLAIN_GEMM),
         OpRule("MatMul", ("activation", "weight"), anchor=True),
-        *(OpRule(op, ("activation", "activation")) for op in SUMS),
+        *(OpRule(op, ("activation", "activation"), limits=(COMPUTED,)) for op in SUMS),
         OpRule(
             "AveragePool",
             ("activation",),

@@ -27,8 +27,8 @@ class Limit:
 
     what: an attribute of the operator, each number of which counts, or a quantity that `limits`
     measures: input_channels, output_channels, channels_per_group (1: depthwise),
-    outputs_per_group, weights_per_output, rank. low, high: both inclusive. why: the reason, or
-    its source.
+    outputs_per_group, weights_per_output, constant_inputs, rank. low, high: both inclusive. why:
+    the reason, or its source.
     """
 
     what: str
