@@ -25,6 +25,8 @@ from modelmill.export.mnn_file import MATMUL, UNSIGNED, Layer, TensorCodes
 from modelmill.ir import Plan, Point
 from modelmill.numerics import Encoding
 
+IMAGE = 4  # dimensions
+ROUNDED = "_rounded"
 LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
 ACTIVATIONS = frozenset({"Relu", "Clip"})
 SUMS = frozenset({"Add", "Sub", "Mul"})
@@ -159,6 +161,7 @@ def prepare(source: ir.Graph) -> Deployed:
             assert isinstance(encoding, Encoding)
             clamps[output] = _clamp(node, encoding)
             _drop(graph, node)
+    plan = plan.replace(_round_for_floats(graph, plan))
     fences = _fence_all(graph, plan) if len(plan) else []
     _spell_out(graph)
     ir.prune(graph)
@@ -226,6 +229,45 @@ def _drop(graph: ir.Graph, node: ir.Node) -> None:
 # ------------------------------------------------------------ fences
 
 
+def _round_for_floats(graph: ir.Graph, plan: Plan) -> dict[Point, Encoding]:
+    """What an operator on floats wrote is rounded only where codes are read; where floats are read
+    too, both shall read it through a maximum over one element, which is on codes. Returns the
+    encodings of the new values.
+    """
+    found = {}
+    for value in list(ir.values(graph).values()):
+        encoding, producer = _encoding(plan, value), value.producer()
+        if encoding is None or not _is_activation(value) or len(ir.shape(value) or ()) != IMAGE:
+            continue
+        if producer is not None and _runs_on_codes(producer, plan):
+            continue
+        uses = list(value.uses())
+        if all(_runs_on_codes(use.node, plan) for use in uses):
+            continue
+        first = min((use.node for use in uses), key=ir.nodes(graph).index)
+        ones = {"kernel_shape": [1, 1], "strides": [1, 1], "pads": [0, 0, 0, 0]}
+        stem = f"{value.name}{ROUNDED}"
+        made = ir.add_node(graph, "MaxPool", [value], ones, before=first, stem=stem)
+        made.shape = value.shape
+        for use in uses:
+            use.node.replace_input_with(use.idx, made)
+        found[Point(made.name or "")] = encoding
+    return found
+
+
+def _runs_on_codes(node: ir.Node, plan: Plan) -> bool:
+    if node.op_type in LAYERS:
+        weight = node.inputs[1]
+        return weight is not None and plan.at(weight.name or "", node.name or "", 1) is not None
+    read = [v for v in node.inputs if v is not None and _is_activation(v)]
+    able = SUMS | PASSING_ON | {"AveragePool", "GlobalAveragePool", "Concat"}
+    return (
+        node.op_type in able - {"LeakyRelu"}
+        and all(_encoding(plan, v) is not None for v in (*read, node.outputs[0]))
+        and _agree(node, read, plan)
+    )
+
+
 def _fence_all(graph: ir.Graph, plan: Plan) -> list[ir.Value]:
     """Put a maximum that changes nothing wherever MNN would run on codes what the plan leaves in
     float, or hand on scales that are not the plan's; the values that these write.
@@ -273,7 +315,7 @@ def _agree(node: ir.Node, read: Sequence[ir.Value], plan: Plan) -> bool:
     if node.op_type in SUMS and len(read) == len(node.inputs):
         return all(around) or around[-1] is None
     if node.op_type in FLOAT_ONLY:
-        return False
+        return (node.name or "").endswith(ROUNDED)
     uncounted = any(ir.attributes(node).get("pads", ())) and node.op_type == "AveragePool"
     if uncounted and ir.attributes(node).get("count_include_pad", 0):
         return False
