@@ -174,10 +174,11 @@ def test_a_quantized_convolution_runs_as_an_integer_kernel(start):
     model = quantized()
     session = start(model)
     ops = session.executed()
-    assert [op.kind for op in ops if "Conv" in op.op and op.kind != "conversion"] == ["integer"]
+    layers = [op.kind for op in ops if "conv" in op.op.lower() and op.kind != "conversion"]
+    assert layers == ["integer"]
     assert {op.precision for op in ops if op.integer} <= {"uint8", "int8"}
     assert not [op for op in ops if op.kind == "float"]
-    assert all(op.us >= 0 for op in ops)
+    assert all(op.us is None or op.us >= 0 for op in ops)
     x = np.random.default_rng(1).random((1, 16, 12, 12)).astype(np.float32)
     found = session.run({"x": x})["y"]
     steps = np.abs(found - ReferenceEvaluator(model).run(None, {"x": x})[0]) * 8
@@ -232,6 +233,8 @@ def test_a_worker_gives_the_very_bits_of_plain_use(start, name, threads):
     if not path.is_file():
         pytest.skip(f"{path} is not there; set MODELMILL_DATA to the folder of the real data")
     session = start(path, threads=threads)
+    if session.runtime not in PLAIN:
+        pytest.skip(f"no plain use of {session.runtime} is written here")
     size = 32 if "cifar" in name else 352
     x = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
     x = x[: 2 if "cifar" in name else 1]
