@@ -26,8 +26,8 @@ if LITERT.missing():
 
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from modelmill.export.litert import affine
 from modelmill.export.litert_file import Affine, File
+from modelmill.export.litert_writer import affine
 
 S8 = QuantSpec(8, signed=True, symmetric=False)
 WEIGHT = QuantSpec(8, signed=True, symmetric=True, axis=0, narrow=True)
