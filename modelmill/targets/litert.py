@@ -53,6 +53,15 @@ PLUGIN = Target(
     schemes=(Scheme("w8a8", activation=S8, weight=S8_PER_CHANNEL, bias=BIAS),),
     rules=(
         OpRule("Conv", ("activation", "weight", "bias"), anchor=True),
+        OpRule(
+            "ConvTranspose",
+            ("activation", "weight", "bias"),
+            anchor=True,
+            limits=(
+                Limit("group", high=1, why="TRANSPOSE_CONV has no groups"),
+                Limit("dilations", high=1, why="TRANSPOSE_CONV has no dilation"),
+            ),
+        ),
         OpRule("Gemm", ("activation", "weight", "bias"), anchor=True, attributes=PLAIN_GEMM),
         OpRule("MatMul", ("activation", "weight"), anchor=True),
         OpRule("Add", ("activation", "activation")),

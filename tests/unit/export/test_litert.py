@@ -271,12 +271,33 @@ CHAIN = graph(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["chain", "shuffle", "classifier"])
+UP = graph(
+    [
+        ("Conv", ["x", "w1", "b1"], ["a"], {}),
+        ("ConvTranspose", ["a", "w2", "b2"], ["t"], {"strides": (2, 2)}),
+        ("Relu", ["t"], ["r"], {}),
+        ("ConvTranspose", ["r", "w3", "b3"], ["u"], {"strides": (2, 2), "pads": (1, 1, 1, 1)}),
+        ("Sub", ["u", "k"], ["d"], {}),
+        ("Clip", ["d", "low", "high"], ["e"], {}),
+        ("Conv", ["e", "w4"], ["g"], {"group": 2, "strides": (3, 3), "pads": (1, 1, 1, 1)}),
+        ("Flatten", ["g"], ["f"], {}),
+        ("MatMul", ["f", "m"], ["y"], {}),
+    ],
+    {
+        "w1": weights(8, 8, 1, 1), "b1": weights(8, seed=1), "w2": weights(8, 6, 2, 2, seed=2),
+        "b2": weights(6, seed=3), "w3": weights(6, 4, 4, 4, seed=4), "b3": weights(4, seed=5),
+        "w4": weights(4, 2, 3, 3, seed=6), "k": weights(1, 4, 1, 1), "low": np.float32(0),
+        "high": np.float32(6), "m": weights(448, 3, seed=7),
+    },
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["chain", "up", "shuffle", "classifier"])
 def test_an_int8_file_gives_the_codes_of_the_simulation(tmp_path, name):
-    model = {"chain": CHAIN, "shuffle": shuffle(), "classifier": classifier()}[name]
+    model = {"chain": CHAIN, "up": UP, "shuffle": shuffle(), "classifier": classifier()}[name]
     clean, encoded = planned(model)
     values = {p.value: f"{p.value}_codes" for p in encoded if p.value not in ir.constants(clean)}
-    shown = {codes: value for value, codes in values.items() if not value.startswith("w")}
+    shown = {codes: value for value, codes in values.items() if value != "k"}
     engine = opened(tmp_path, litert.write(clean, encoded, shown))
     module = IntegerModule(clean, encoded, load_target("litert").arithmetic)
     kinds = {op.kind for op in engine.executed()}
