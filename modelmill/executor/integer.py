@@ -12,6 +12,7 @@ against the weights of the layer; otherwise the layer is computed in float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from modelmill.executor.kernels import (
     SUBTRACT,
     Sums,
 )
+from modelmill.executor.kernels_float import convolve_in_turn, multiply_in_turn
 from modelmill.ir import Plan
 from modelmill.numerics import Arithmetic, Encoding
 
@@ -229,7 +231,10 @@ class IntegerModule:
             if v is not None
         ]
         if not all(isinstance(s, Encoding) and not s.spec.logarithmic for s in sides) or not sides:
-            return None
+            in_turn = node.op_type in ("Conv", "Gemm", "MatMul")
+            in_turn = in_turn and self.arithmetic.float_products == "in_turn"
+            known = len(node.inputs) > 1 and ir.constant(node.inputs[1]) is not None
+            return self._float_product if in_turn and known else None
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and len(sides) == 2:
             return self._accumulate
         if self._output(node) is None:
@@ -248,6 +253,17 @@ class IntegerModule:
         if node.op_type == "GlobalAveragePool" and how.global_average_pool in GLOBAL_AVERAGE_POOL:
             return self._global_average_pool
         return None
+
+    def _float_product(self, node: ir.Node, found: Found) -> Tensor | Codes:
+        x, w, bias = (real(self._input(node, i, found)) for i in range(3))
+        attributes, made = ir.attributes(node), None
+        if node.op_type == "Conv":
+            made = convolve_in_turn(x, w, bias, attributes)
+        elif w.dim() == 2 and not attributes.get("transA", 0) and _plain(attributes):
+            made = multiply_in_turn(x, w.T if attributes.get("transB", 0) else w, bias)
+        if made is None:
+            return self._call(node, found, centred=False)[0]  # type: ignore[return-value]
+        return made
 
     def _output(self, node: ir.Node) -> Encoding | None:
         """The encoding a kernel writes: of its output, or of the ReLU or Clip that alone reads it
@@ -336,6 +352,10 @@ def _in_steps_of(scales: np.ndarray, bias: Codes) -> Tensor:
     if bias.encoding.spec.bits == 32 or np.array_equal(bias.encoding.scale, scales):
         return bias.centred
     return torch.round(bias.real.double() / torch.tensor(np.asarray(scales, np.float64)))
+
+
+def _plain(attributes: dict[str, Any]) -> bool:
+    return all(attributes.get(factor, 1.0) == 1.0 for factor in ("alpha", "beta"))
 
 
 def _reach(node: ir.Node, x: Encoding, w_centred: Tensor, offset: Tensor | None) -> float:

@@ -26,18 +26,20 @@ import numpy as np
 from modelmill.export.tvm_views import Run
 
 Expr = Any  # of TVM
+Dot = Literal["vnni", "madd", "multiply"]
 MAX_BLOCKS = 14  # pixels that share one load of weights
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """What the kernels may use: 32-bit numbers in a vector, vector registers, and `dot`, how 8-bit
-    products are summed.
+    """What the kernels may use: 32-bit numbers in a vector, vector registers, `dot`, how 8-bit
+    products are summed, and whether there are fused multiply-adds of floats.
     """
 
     lanes: int
     registers: int
-    dot: Literal["vnni", "madd", "multiply"]
+    dot: Dot
+    fused: bool
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,12 @@ class _Nest:
         kind = self.kind("float32", lanes)
         return self.T.call_llvm_pure_intrin(kind, "llvm.arithmetic.fence", value)
 
+    def fused(self, x: Expr, w: Expr, total: Expr, lanes: int) -> Expr:
+        """The sum of x w and total, rounded once."""
+        if not self.cpu.fused:
+            return self.fence(x * w, lanes) + total
+        return self.T.call_llvm_pure_intrin(self.kind("float32", lanes), "llvm.fma", x, w, total)
+
     # ------------------------------------------------------------ numbers in and out
 
     def real(self, value: Expr, port: Port, lanes: int) -> Expr:
@@ -182,7 +190,7 @@ class _Nest:
         y = self.kernel.y
         if not y.codes:
             return r
-        return self.encode(r / self.all(y.scale, lanes), lanes)
+        return self.encode(r * self.all(float(np.float32(1) / np.float32(y.scale)), lanes), lanes)
 
     def encode(self, steps: Expr, lanes: int) -> Expr:
         """Codes of float32 multiples of the output's scale: half goes to the even neighbour."""
@@ -195,9 +203,10 @@ class _Nest:
 def build(kernel: Kernel, cpu: Cpu) -> Any:
     """The TIR function of a kernel: inputs as `operands` lists them, then the output."""
     from tvm.script.ir_builder import IRBuilder
-    from tvm.tirx.script import builder as T
+    from tvm.tirx.script import builder
 
-    window, nest = kernel.window, _Nest(T, kernel, cpu)
+    T, window = builder, kernel.window
+    nest = _Nest(T, kernel, cpu)
     pointwise = kernel.kind == "pointwise"
     with IRBuilder() as made, T.prim_func(is_private=True, s_tir=True):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
@@ -343,14 +352,12 @@ def _convolution(nest: _Nest) -> None:
             body(blocks[number], number, weights + number * (tap_size * per_group))
 
     tiles, rest = v.ow // pixels, v.ow % pixels
-    with T.parallel(0, v.n * v.oh * tiles) as i:
-        with T.serial(0, v.groups) as group:
-            row = i // tiles
-            of_block(row // v.oh, row % v.oh, i % tiles * pixels, group, pixels)
+    with T.parallel(0, v.n * v.oh * tiles) as i, T.serial(0, v.groups) as group:
+        row = i // tiles
+        of_block(row // v.oh, row % v.oh, i % tiles * pixels, group, pixels)
     if rest:
-        with T.parallel(0, v.n * v.oh) as row:
-            with T.serial(0, v.groups) as group:
-                of_block(row // v.oh, row % v.oh, tiles * pixels, group, rest)
+        with T.parallel(0, v.n * v.oh) as row, T.serial(0, v.groups) as group:
+            of_block(row // v.oh, row % v.oh, tiles * pixels, group, rest)
 
 
 @dataclass(frozen=True)
@@ -402,7 +409,7 @@ def _convolution_block(
 def _multiply_add(nest: _Nest, how: str, acc: Expr, x: Expr, w: Expr, lanes: int) -> Expr:
     T = nest.T
     if how == "float":
-        return acc + T.broadcast(x, lanes) * w
+        return nest.fused(T.broadcast(x, lanes), w, acc, lanes)
     if how == "multiply":
         wide = nest.cast(T.broadcast(x, lanes), "int32", lanes)
         return acc + wide * nest.cast(w, "int32", lanes)
@@ -478,9 +485,8 @@ def _held(nest: _Nest, group: int, dtype: str) -> tuple[Any, int]:
                 with T.serial(0, right) as column:
                     for g in range(v.groups):
                         _fill_pixel(nest, made, (n, row, column), (g, depth, empty))
-            with T.Else():
-                with T.serial(0, columns) as column, T.serial(0, v.groups * depth) as c:
-                    T.buffer_store(made, empty, [n, row, column, c])
+            with T.Else(), T.serial(0, columns) as column, T.serial(0, v.groups * depth) as c:
+                T.buffer_store(made, empty, [n, row, column, c])
     return made, depth
 
 
@@ -556,7 +562,10 @@ def _by_channel_block(nest: _Nest, held: Any, lanes: int, at: _Place) -> None:
                 total = T.max(total, x)
             else:
                 x = nest.cast(x, sums, lanes)
-                total = total + (x if w is None else x * w)
+                if w is None or sums == "int32":
+                    total = total + (x if w is None else x * w)
+                else:
+                    total = nest.fused(x, w, total, lanes)
             nest.store(acc, total, lanes, t * lanes)
 
     with T.serial(0, v.taps[0]) as kh:

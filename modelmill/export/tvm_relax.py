@@ -31,8 +31,8 @@ MATRIX = ("Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel call of the module: the TIR function, the node it stands for, and what it works
-    on.
+    """A node of the graph in the module: the kernel called for it ("": TVM's own, which TVM may
+    fuse with others), and what it works on.
     """
 
     function: str
@@ -83,7 +83,7 @@ class _Walk:
         self.made: set[str] = set()  # those that are done, alone or in another's kernel
         self.functions: dict[k.Kernel, Any] = {}
         self.calls: list[Call] = []
-        self.whole: dict[Expr, Expr] = {}  # what a reshape is of
+        self.whole: dict[Any, Any] = {}  # what a reshape is of
 
     # ------------------------------------------------------------ the walk
 
@@ -236,7 +236,7 @@ class _Walk:
         """`made` in another shape: no copy, so never one reshape of another, which TVM fuses into
         one.
         """
-        whole = self.whole.get(made, made)
+        whole: Any = self.whole.get(made, made)
         for held in (made, whole):
             if tuple(int(d) for d in held.ty.shape) == shape:
                 return held
@@ -272,7 +272,7 @@ class _Walk:
         others: list[Expr] = []
         value = node.outputs[0]
         while self.own(value.name or "") is None and ir.used_once(value):
-            use = value.uses()[0]
+            (use,) = value.uses()
             own_point = Point(value.name or "", use.node.name or "", use.idx)
             if own_point in self.plan:
                 break
@@ -332,7 +332,7 @@ class _Walk:
         found = self.geometry(node, w, output) if node.op_type == "Conv" else self.rows(node, w)
         if found is None:
             return False
-        window, w_OIHW, axis = found
+        window, axis = found
         (name, x), (_, encoding) = self.read(node, 0), self.read(node, 1)
         integer = x is not None and encoding is not None
         integer = integer and x.spec.storage.itemsize == 1  # type: ignore[union-attr]
@@ -387,7 +387,7 @@ class _Walk:
         bias = np.zeros(channels, np.float32)
         first = np.zeros(channels, np.int64)
         if len(node.inputs) > 2 and node.inputs[2] is not None:
-            name, own = self.read(node, 2)
+            _, own = self.read(node, 2)
             given = np.asarray(ir.constant(node.inputs[2]))
             if own is not None and encodings[0] is not None:
                 first += own.quantize(given).astype(np.int64) - own.zero_point
@@ -402,7 +402,7 @@ class _Walk:
 
     def geometry(
         self, node: ir.Node, w: np.ndarray, output: tuple[int, ...]
-    ) -> tuple[k.Window, np.ndarray, int] | None:
+    ) -> tuple[k.Window, int] | None:
         attributes = ir.attributes(node)
         n, c, h, width = self.shape(node.inputs[0].name or "")  # type: ignore[union-attr]
         bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -411,11 +411,22 @@ class _Walk:
         taps, strides, dilations, start = _taps(attributes, w.shape[2:], (h, width), output[2:])
         groups = int(attributes.get("group", 1))
         window = k.Window(
-            n, h, width, c, *output[2:], w.shape[0], taps, strides, dilations, start, groups
+            n,
+            h,
+            width,
+            c,
+            output[2],
+            output[3],
+            w.shape[0],
+            taps,
+            strides,
+            dilations,
+            start,
+            groups,
         )
-        return window, w, 0
+        return window, 0
 
-    def rows(self, node: ir.Node, w: np.ndarray) -> tuple[k.Window, np.ndarray, int] | None:
+    def rows(self, node: ir.Node, w: np.ndarray) -> tuple[k.Window, int] | None:
         """A matrix product as a convolution of one tap over the rows of its first input."""
         attributes = ir.attributes(node)
         shape = self.shape(node.inputs[0].name or "")  # type: ignore[union-attr]
@@ -430,7 +441,7 @@ class _Walk:
             return None
         m = int(np.prod(shape[:-1]))
         window = k.Window(1, 1, m, shape[-1], 1, m, w.shape[axis])
-        return window, w, axis
+        return window, axis
 
     # ------------------------------------------------------------ pools
 
@@ -443,7 +454,7 @@ class _Walk:
         n, c, h, w = self.shape(name)
         taps = tuple(attributes.get("kernel_shape", (h, w)))
         taps, strides, dilations, start = _taps(attributes, taps, (h, w), output[2:])
-        window = k.Window(n, h, w, c, *output[2:], c, taps, strides, dilations, start)
+        window = k.Window(n, h, w, c, output[2], output[3], c, taps, strides, dilations, start)
         arguments = [self.get(name, ("last", x))]
         layout = "last"
         if op == "MaxPool":
@@ -541,8 +552,12 @@ class _Walk:
         inputs = [self.read(node, i) for i in range(len(node.inputs))]
         axis = int(ir.attributes(node).get("axis", 0)) % max(len(shape), 1)
         dynamic = all(name not in self.constants for name, _ in inputs)
-        if len(shape) != 4 or axis != 1 or not dynamic or ir.dtype(node.outputs[0]) != np.float32:
+        if not dynamic or ir.dtype(node.outputs[0]) != np.float32:
             return False
+        if len(shape) != 4 or axis != 1:
+            coded = own is not None and all(form is not None for _, form in inputs)
+            self.imported(node, own if coded else None)
+            return True
         parts = []
         for name, form in inputs:
             view = self.views.get(name) if not self.forms.get(name) else None
@@ -581,7 +596,9 @@ class _Walk:
     # ------------------------------------------------------------ everything else
 
     def imported(self, node: ir.Node, form: Encoding | None) -> None:
-        """A node as TVM's ONNX front end has it; `form`: it moves codes of this encoding."""
+        """A node as TVM's ONNX front end has it; `form`: it moves or joins codes of this
+        encoding.
+        """
         from tvm.relax.frontend.onnx import from_onnx
 
         given: dict[int, np.ndarray] = {}
@@ -594,8 +611,8 @@ class _Walk:
             if name in self.constants:
                 if encoding is not None:
                     given[index] = encoding.fake(self.constants[name])
-            elif index == 0 and form is not None:
-                kinds[0] = form.spec.storage
+            elif form is not None and (index == 0 or node.op_type == "Concat"):
+                kinds[index] = form.spec.storage
                 arguments.append(self.get(name, ("plain", form)))
             else:
                 arguments.append(self.get(name, ("plain", None)))
@@ -608,6 +625,8 @@ class _Walk:
             raise ValueError(
                 f"TVM's ONNX front end cannot take {node.op_type} (node {node.name!r}): {text}"
             ) from error
+        precision = str(form.spec.storage if form else ir.dtype(node.outputs[0]))
+        self.calls.append(Call("", node.name or "", node.op_type, precision))
         outputs = self.inlined(alone, arguments)
         names = [v.name for v in node.outputs if v.name]
         for name, made in zip(names, outputs, strict=True):

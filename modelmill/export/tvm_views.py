@@ -37,7 +37,7 @@ class View:
 
 @dataclass(frozen=True)
 class Run:
-    """`count` channels from `out` on, taken from `start`, `start + step`, ...; start -1: padding."""
+    """`count` channels from `out` on, from `start`, `start + step`, ...; -1: padding."""
 
     out: int
     start: int

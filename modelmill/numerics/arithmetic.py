@@ -62,6 +62,9 @@ class Arithmetic:
         "away": x times the float32 1 / s, plus z, clamped, half rounded away from zero.
         "reciprocal": round(x times the float32 1 / s) + z.
         "divide_away": x / s, half away from zero, plus z.
+    float_products: the order in which a layer that stays in float sums its products.
+        "in_turn": fused multiply-adds for each row of taps, tap and input channel in turn.
+        "any": as the executor's own float operator does.
     """
 
     requantize: Literal[
@@ -77,3 +80,4 @@ class Arithmetic:
         "dequantize"
     )
     quantize: Literal["divide", "range", "half_up", "away", "reciprocal", "divide_away"] = "divide"
+    float_products: Literal["in_turn", "any"] = "any"

@@ -10,6 +10,7 @@ which it refuses to miss.
 import importlib.util
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -20,13 +21,14 @@ from typing import Any
 import numpy as np
 
 from modelmill import ir
-from modelmill.export.tvm_kernels import Cpu
+from modelmill.export.tvm_kernels import Cpu, Dot
 from modelmill.runtimes.protocol import Arrays, ExecutedOp, Kind, SessionOptions
 from modelmill.runtimes.slices import in_slices
 
 _PROFILED = 5  # runs, of which `executed` gives the medians
 _SMALL = ("uint8", "int8")
 _CONVERSIONS = ("Quantize", "Dequantize", "Requantize")
+_ORDER = {"reshape", "transpose", "squeeze", "flatten"}  # of functions that only arrange
 
 
 class Tvm:
@@ -87,13 +89,17 @@ class TvmSession:
         missing = set(facts["features"]) - _needs(_host()[0])
         if missing:
             raise RuntimeError(f"compiled for a CPU with {', '.join(sorted(missing))}")
-        self._tvm, self._facts = tvm, facts
-        self._library = tvm.runtime.load_module(path)
-        self._load = lambda: relax.VirtualMachine(self._library, tvm.cpu())
+        self._tvm: Any = tvm
+        self._relax: Any = relax
+        self._facts = facts
+        self._library = self._tvm.runtime.load_module(path)
         self._machine = self._load()
         self.inputs, self.outputs = tuple(facts["inputs"]), tuple(facts["outputs"])
         shape = next(iter(facts["inputs"].values()))[0] if self.inputs else []
         self._batch = shape[0] if shape else 1
+
+    def _load(self) -> Any:
+        return self._relax.VirtualMachine(self._library, self._tvm.cpu())
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         wanted = self.outputs if outputs is None else tuple(outputs)
@@ -173,8 +179,9 @@ def _host() -> tuple[Any, Cpu]:
     x86 = "sse2" in features
     vnni = (wide and "avx512vnni" in features) or "avxvnni" in features
     lanes = 16 if wide else 8 if "avx2" in features else 4
-    dot = "vnni" if vnni else "madd" if x86 else "multiply"
-    return target, Cpu(lanes, 32 if wide or not x86 else 16, dot)  # type: ignore[arg-type]
+    dot: Dot = "vnni" if vnni else "madd" if x86 else "multiply"
+    registers = 32 if wide or not x86 else 16
+    return target, Cpu(lanes, registers, dot, not x86 or "fma" in features)
 
 
 def _needs(target: Any) -> set[str]:
@@ -208,22 +215,32 @@ def _compiled(module: Any, target: Any) -> tuple[Any, dict[str, list[str]]]:
 
 
 def _executed(facts: dict[str, Any], spans: list[tuple[str, float]]) -> list[ExecutedOp]:
-    """What ran: our kernels by the node they stand for, other functions by their own name."""
+    """What ran: our kernels by the node they stand for, TVM's functions by their own names. The
+    nodes that TVM fused into its functions follow, without a time.
+    """
     calls = {name: [c for c in facts["calls"] if c["function"] == name] for name, _ in spans}
     found = []
     for name, us in spans:
         if calls[name]:
-            call = calls[name].pop(0)
-            kind: Kind = "integer" if call["precision"] in _SMALL else "float"
-            if call["op"] in _CONVERSIONS:
-                kind = "conversion"
-            found.append(ExecutedOp(call["node"], call["op"], call["precision"], kind, us))
+            found.append(_node(calls[name].pop(0), us))
         elif name in facts["functions"]:
             types = facts["functions"][name]
             floats = [t for t in types if t.startswith("float")]
-            kind = "float" if floats else "integer" if types[0] in _SMALL else "other"
-            found.append(ExecutedOp(name, name, floats[0] if floats else types[0], kind, us))
-    return found
+            words = set(re.findall("[a-z]+", name)) - {"fused", "expand", "dims"}
+            kind: Kind = "conversion" if words <= _ORDER else "other"
+            found.append(ExecutedOp(name, "TVM", (floats or types)[0], kind, us))
+    return found + [_node(c, None) for c in facts["calls"] if not c["function"]]
+
+
+def _node(call: dict[str, str], us: float | None) -> ExecutedOp:
+    kind: Kind = "other"
+    if call["precision"] in _SMALL:
+        kind = "integer"
+    elif call["precision"].startswith("float"):
+        kind = "float"
+    if call["op"] in _CONVERSIONS:
+        kind = "conversion"
+    return ExecutedOp(call["node"], call["op"], call["precision"], kind, us)
 
 
 PLUGIN = Tvm()

@@ -34,7 +34,13 @@ PLUGIN = Target(
         OpRule("Add", ("activation", "activation"), float_output=True),
         OpRule("Mul", ("activation", "activation"), float_output=True),
         OpRule("LeakyRelu", ("activation",), float_output=True),
-        OpRule("AveragePool", ("activation",)),
+        # Windows that count different numbers of elements stay float: one factor is for all.
+        OpRule("AveragePool", ("activation",), attributes=(("count_include_pad", (1,)),)),
+        OpRule(
+            "AveragePool",
+            ("activation",),
+            attributes=(("pads", ((0, 0, 0, 0),)), ("auto_pad", ("NOTSET", "VALID"))),
+        ),
         OpRule("GlobalAveragePool", ("activation",)),
         OpRule("Concat", ("activation",), variadic=True),
         OpRule("MaxPool", ("activation",), output="same"),
@@ -58,7 +64,11 @@ PLUGIN = Target(
         ("Add", "Relu"),
     ),
     arithmetic=Arithmetic(
-        requantize="dequantize", average_pool="ratio", global_average_pool="ratio"
+        requantize="dequantize",
+        average_pool="ratio",
+        global_average_pool="ratio",
+        quantize="reciprocal",
+        float_products="in_turn",
     ),
     float_kernels=(
         *((op, op) for op in (*PRODUCTS, "Add", "Mul", "LeakyRelu", "Concat", "MaxPool")),
