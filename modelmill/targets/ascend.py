@@ -6,12 +6,12 @@ the next layer reads it; float16 in between is not simulated, float32 stands for
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Scheme, Target
+from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Role, Scheme, Target
 
 S8 = QuantSpec(8, signed=True, symmetric=False)
 S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0)
 BIAS = QuantSpec(32, signed=True, symmetric=True, axis=0)
-LAYER = ("activation", "weight", "bias")
+LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
 
 PLUGIN = Target(
     name="ascend",

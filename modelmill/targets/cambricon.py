@@ -5,11 +5,11 @@ asymmetric per tensor; biases and everything between the layers are floats.
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Scheme, Target
+from modelmill.targets.target import PLAIN_GEMM, OpRule, Role, Scheme, Target
 
 S8 = QuantSpec(8, signed=True, symmetric=False)
 S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=False, axis=0)
-LAYER = ("activation", "weight")
+LAYER: tuple[Role, ...] = ("activation", "weight")
 
 PLUGIN = Target(
     name="cambricon",

@@ -7,10 +7,10 @@ from a QDQ file: the mapper takes clip values and a float model.
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Scheme, Target
+from modelmill.targets.target import PLAIN_GEMM, OpRule, Role, Scheme, Target
 
 LOG8 = QuantSpec(8, signed=False, symmetric=True, logarithmic=True)
-LAYER = ("activation", "weight")
+LAYER: tuple[Role, ...] = ("activation", "weight")
 MOVEMENT = ("Reshape", "Flatten", "Transpose", "Slice", "Split")
 FUNCTIONS = ("Relu", "PRelu", "LeakyRelu", "Sigmoid", "Tanh", "Softmax")
 

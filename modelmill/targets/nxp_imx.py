@@ -5,7 +5,7 @@ its output, half rounded up.
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Scheme, Target
+from modelmill.targets.target import PLAIN_GEMM, OpRule, Role, Scheme, Target
 
 S8 = QuantSpec(8, signed=True, symmetric=True, power_of_two=True)
 S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0, power_of_two=True)
@@ -13,7 +13,7 @@ BIAS = QuantSpec(32, signed=True, symmetric=True, axis=0)
 
 MOVEMENT = ("Reshape", "Flatten", "Transpose", "Slice", "Gather", "MaxPool")
 FUNCTIONS = ("Relu", "PRelu", "LeakyRelu", "Clip", "Sigmoid")
-LAYER = ("activation", "weight", "bias")
+LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
 
 PLUGIN = Target(
     name="nxp_imx",

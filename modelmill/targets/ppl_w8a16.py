@@ -5,7 +5,7 @@ hardly matters and the loss is that of the weights alone.
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Scheme, Target
+from modelmill.targets.target import PLAIN_GEMM, OpRule, Role, Scheme, Target
 
 U8 = QuantSpec(8, signed=False, symmetric=False)
 U16 = QuantSpec(16, signed=False, symmetric=False)
@@ -13,7 +13,7 @@ BIAS = QuantSpec(32, signed=True, symmetric=True)
 
 MOVEMENT = ("Reshape", "Flatten", "Transpose", "Slice", "Gather", "Split", "MaxPool")
 FUNCTIONS = ("Relu", "PRelu", "LeakyRelu", "Clip", "Sigmoid", "Softmax", "ReduceMean")
-LAYER = ("activation", "weight", "bias")
+LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
 
 PLUGIN = Target(
     name="ppl_w8a16",

@@ -6,7 +6,7 @@ or a QDQ model. Outputs of the model are codes as well.
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Scheme, Target
+from modelmill.targets.target import PLAIN_GEMM, OpRule, Role, Scheme, Target
 
 U8 = QuantSpec(8, signed=False, symmetric=False)
 U16 = QuantSpec(16, signed=False, symmetric=False)
@@ -17,7 +17,7 @@ MOVEMENT = (
     *("MaxPool", "DepthToSpace", "SpaceToDepth"),
 )
 FUNCTIONS = ("Relu", "PRelu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSwish", "Softmax", "Abs")
-LAYER = ("activation", "weight", "bias")
+LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
 
 PLUGIN = Target(
     name="qnn",

@@ -5,14 +5,14 @@ wants the smallest exponent of each layer's accumulator, which follows from the 
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Scheme, Target
+from modelmill.targets.target import PLAIN_GEMM, OpRule, Role, Scheme, Target
 
 S8 = QuantSpec(8, signed=True, symmetric=True, narrow=True)
 BIAS = QuantSpec(32, signed=True, symmetric=True)
 
 MOVEMENT = ("Reshape", "Flatten", "Transpose", "Slice", "Gather", "Split", "MaxPool")
 FUNCTIONS = ("Relu", "PRelu", "Clip", "Abs", "Sigmoid")
-LAYER = ("activation", "weight", "bias")
+LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
 
 PLUGIN = Target(
     name="stpu",

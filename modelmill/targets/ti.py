@@ -6,7 +6,7 @@ ranges in its file leave that open, the simulation stays signed.
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Scheme, Target
+from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Role, Scheme, Target
 
 S8 = QuantSpec(8, signed=True, symmetric=True, power_of_two=True)
 WEIGHT = QuantSpec(8, signed=True, symmetric=True)
@@ -14,7 +14,7 @@ BIAS = QuantSpec(32, signed=True, symmetric=True)
 
 MOVEMENT = ("Reshape", "Flatten", "Transpose", "Slice", "Gather", "Split")
 FUNCTIONS = ("Relu", "PRelu", "LeakyRelu", "Clip", "Sigmoid", "Tanh")
-LAYER = ("activation", "weight", "bias")
+LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
 POOL = (
     Limit("kernel_shape", high=3, why="validated: 1x1 to 3x3"),
     Limit("strides", high=2, why="validated: at most 2"),

@@ -5,10 +5,10 @@ shifted to the accumulator. Half is rounded up. What the DPU does not take is le
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Scheme, Target
+from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Role, Scheme, Target
 
 S8 = QuantSpec(8, signed=True, symmetric=True, power_of_two=True)
-LAYER = ("activation", "weight", "bias")
+LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
 SEEN = "refused by the compiler on an Ultra96"
 KERNEL = Limit("kernel_shape", high=8, why=f"9x9 was {SEEN}")
 CHANNELS = Limit("output_channels", high=4096, why="256 * channel_parallel, PG338, B4096")
