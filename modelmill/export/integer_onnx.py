@@ -279,8 +279,12 @@ class _Writer:
             kernel = list(attributes["kernel_shape"])
             given |= {"kernel_shape": kernel, "strides": attributes.get("strides", (1, 1))}
         count = int(np.prod(kernel))
-        ones = self._number(np.ones((dims[1], 1, *kernel), np.int8))
-        total = self._node("ConvInteger", [self._padded(x, pads), ones], given)
+        if node.op_type == "GlobalAveragePool":
+            axes = self._number(np.array([2, 3], np.int64))
+            total = self._node("ReduceSum", [self._cast(x.codes, INT32), axes], {"keepdims": 1})
+        else:
+            ones = self._number(np.ones((dims[1], 1, *kernel), np.int8))
+            total = self._node("ConvInteger", [self._padded(x, pads), ones], given)
         total.type = self._number(np.int32(0)).type
         z = int(x.encoding.zero_point)
         if z:

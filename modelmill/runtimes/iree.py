@@ -54,7 +54,7 @@ _DISPATCH = re.compile(
 )
 _ELEMENT = re.compile(r"tensor<(?:[\d?]+x)*([a-z]+\d+)>")
 _NUMPY_NAME = {"i8": "int8", "i32": "int32", "i64": "int64", "i1": "bool", "f32": "float32"}
-_SUMS = ("conv", "matmul", "matvec", "vecmat", "batch_matmul", "mmt4d", "reduction", "pooling")
+_SUMS = re.compile("conv|matmul|matvec|vecmat|mmt4d|reduction|pooling")
 
 
 class Iree:
@@ -241,14 +241,14 @@ def _run(command: list[str]) -> None:
 def _executed_op(name: str, taken: str, given: str) -> ExecutedOp:
     """`name` is "1_conv_32x32x16x3x3x3_i8xi8xi32", the rest the types of operands and results."""
     words = name.split("_")[1:]
-    sizes = [i for i, word in enumerate(words) if re.fullmatch(r"[\dD]+(x[\dD]+)*", word)]
+    sizes = [i for i, word in enumerate(words) if re.fullmatch(r"([\dD]+|[if]\d+)(x\w+)?", word)]
     op = "_".join(words[: sizes[0]] if sizes else words) or "dispatch"
     noted = _ELEMENT.findall(f"tensor<{words[-1].replace('x', '>tensor<')}>" if words else "")
     reads = _ELEMENT.findall(taken)
     writes = _ELEMENT.findall(given) or reads[-1:]  # a result in place is written as its operand
-    operands = (noted or reads)[:1] if op.startswith(_SUMS) else reads[:1]
+    operands = (noted or reads)[:1] if _SUMS.search(op) else reads[:1]
     kind: Kind = "other"
-    if op.startswith(_SUMS):
+    if _SUMS.search(op):
         kind = "integer" if operands == ["i8"] else "float"
     elif ("i8" in operands) != ("i8" in writes):
         kind, operands = "conversion", writes
