@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from modelmill.line.doctor import doctor
     from modelmill.line.entry import build
     from modelmill.line.evaluate import evaluate
+    from modelmill.line.explain import explain
     from modelmill.line.inspect import inspect
     from modelmill.line.quantize import quantize
 
@@ -30,6 +31,7 @@ __all__ = [
     "describe",
     "doctor",
     "evaluate",
+    "explain",
     "inspect",
     "quantize",
 ]
