@@ -6,7 +6,7 @@
                   that counts holds z_x; the interpreter's own kernel
 
 s scale, z zero point, round is half to even, every operation in float32 unless said otherwise.
-Found by trial against ai-edge-litert 2.3 (the sources at hand are older) and by
+Found by trial against ai-edge-litert 2.2 and 2.3 (before, the mean rounds otherwise at ties) and by
 tflite/kernels/internal/reference/integer_ops/pooling.h.
 """
 

@@ -23,7 +23,7 @@ from modelmill import ir
 from modelmill.export import litert
 from modelmill.ir import Plan
 
-PIP = 'pip install "ethos-u-vela>=5,<6"'
+PIP = 'pip install "ethos-u-vela>=5.2,<6"'
 ACCELERATORS = ("ethos-u55-128", "ethos-u65-256", "ethos-u85-256")
 TIMEOUT_S = 300.0
 

@@ -30,7 +30,7 @@ class LiteRt:
     """See `modelmill.runtimes.protocol.Runtime`."""
 
     name = "litert"
-    supported = ("2.1", "3")
+    supported = ("2.2", "3")  # before 2.2 means round in another order
     pip = f'pip install "ai-edge-litert>={supported[0]},<{supported[1]}" "tflite>=2.18,<3"'
     suffix = ".tflite"
 
