@@ -185,7 +185,8 @@ def test_its_own_plans_are_accepted(target, prepared, name):
             targets.check(graph, target, scheme.precision, found.plan)
             convs = [v for v in found.verdicts if v.op in ("Conv", "Gemm")]
             assert len(found.verdicts) == len(ir.nodes(graph))
-            assert convs and all(v.runs == "integer" for v in convs)
+            explained = [v.runs == "integer" or " refuses: " in v.why for v in convs]
+            assert found.plan and convs and all(explained)
             assert not {p.value for p in found.plan} & found.inner
     assert ir.to_bytes(graph) == before
 
