@@ -9,8 +9,9 @@ channel (TensorRT) loses least, asymmetric with one scale per tensor (SNPE) more
 compared twice: each on its own chip, and under one set of rules, those of TensorRT.
 
 Recipe plain: min-max ranges, nothing else, as in a published table of schemes. default: what
-`modelmill build` does, without layers kept in float. A score on some hundred images is coarse; the
-SQNR of the outputs against the float model says more. Exit code 1: by SQNR the order does not hold.
+`modelmill build` does, without layers kept in float. The claim is about scores; those of some
+hundred images are coarse, so the SQNR of the outputs against the float model stands beside them.
+Exit code 1: by score the order does not hold.
 """
 
 import argparse
@@ -73,9 +74,9 @@ def main() -> int:
             three = [by_name[f"{name}{suffix}"] for name in CLAIM]
             holds = all(a.sqnr_db >= b.sqnr_db for a, b in pairwise(three))
             scores = all(a.score >= b.score for a, b in pairwise(three))
-            fine = fine and holds
+            fine = fine and scores
             words = " >= ".join(CLAIM)
-            body += [f"- {words}{suffix}: by SQNR {passed(holds)}, by score {passed(scores)}"]
+            body += [f"- {words}{suffix}: by score {passed(scores)}, by SQNR {passed(holds)}"]
         body += [""]
     publish(__file__, "Order of the chips", "\n".join(body), asked.write)
     return 0 if fine else 1
@@ -113,7 +114,7 @@ def measure(model: str, asked: argparse.Namespace) -> tuple[float, list[Result]]
             nodes = f"{runs.count('integer')} + {runs.count('fused')} / {runs.count('float')}"
             found.append(Result(name, value, compared.sqnr_db, nodes))
             print(found[-1], file=sys.stderr, flush=True)
-    return float_score, sorted(found, key=lambda r: -r.sqnr_db)
+    return float_score, sorted(found, key=lambda r: (-r.score, -r.sqnr_db))
 
 
 def score(source: Source, images: tasks.Dataset, batch: int, run: Callable[..., Outputs]) -> float:
