@@ -1,6 +1,7 @@
 # Everything on a fresh machine with Python 3.11+, pip and make:
 #   make demo    the whole line on data that ships with scikit-learn
 #   make test    the tests       make lint    style and types       make bench    the benchmarks
+#   make engines the other six engines, into .venv; without them their tests are skipped
 # The first call builds .venv; `make PYTHON=python3.12 setup` chooses the interpreter.
 
 SHELL := /bin/bash
@@ -9,9 +10,9 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 TORCH := torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup engines demo test lint bench clean
 help:
-	@sed -n 's/^#  *//p' Makefile | head -4
+	@sed -n 's/^#  *//p' Makefile | head -5
 
 setup: .venv/.ready
 
@@ -22,6 +23,12 @@ setup: .venv/.ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(TORCH)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+engines: .venv/.engines
+
+.venv/.engines: .venv/.ready
+	$(BIN)/python -m pip install -c constraints.txt -e '.[engines]'
 	@touch $@
 
 demo: .venv/.ready
