@@ -73,7 +73,8 @@ def _int8_conv(
     bottom = s.codes(node, 0, dims_in)
     requantized = _only_codes_are_read(s, last, dims_out)
     parameters[8] = WRITES_CODES if requantized else READS_FLOATS
-    if group == 1 and _reach(node, weight, per_weight) >= EXACT_WINOGRAD:
+    small = weight.shape[2:] == (3, 3) and group == 1  # what Winograd is for
+    if small and _reach(node, weight, per_weight) >= EXACT_WINOGRAD:
         parameters[31] = NO_WINOGRAD
     weights = [
         weight_codes(node, weight, per_weight),
