@@ -4,9 +4,6 @@ The graph is walked once. Convolutions, matrix products, pools, sums, activation
 pictures become kernels of `tvm_kernels`, pictures held with their channels last; what follows a
 convolution up to the next tensor that is used twice or quantized is done in its registers. Every
 other operator is imported by TVM's own ONNX front end, one node at a time, and fused by TVM.
-
-A value is held in *forms*: a layout ("last" or "plain", the order of ONNX) and an encoding (None:
-real numbers). Forms are made when someone asks for them, and movement only when someone reads it.
 """
 
 from __future__ import annotations
@@ -18,27 +15,14 @@ from typing import Any
 import numpy as np
 
 from modelmill import ir
-from modelmill.export import tvm_kernels as k
-from modelmill.export.tvm_views import LARGEST, MOVES, Selection, View, moved, selection
+from modelmill.export import tvm_nest as k
+from modelmill.export.tvm_convolution import pack
+from modelmill.export.tvm_forms import Call, Expr, Forms, flat_window, port
+from modelmill.export.tvm_views import LARGEST, MOVES, Selection, View, moved
 from modelmill.ir import Plan, Point
 from modelmill.numerics import Encoding
 
-Expr = Any  # of TVM
-Form = tuple[str, Encoding | None]
-FLOAT = k.Port()
 MATRIX = ("Gemm", "MatMul")
-
-
-@dataclass(frozen=True)
-class Call:
-    """A node of the graph in the module: the kernel called for it ("": TVM's own, which TVM may
-    fuse with others), and what it works on.
-    """
-
-    function: str
-    node: str
-    op: str
-    precision: str
 
 
 @dataclass(frozen=True)
@@ -68,46 +52,35 @@ def module(graph: ir.Graph, plan: Plan, codes: Mapping[str, str], cpu: k.Cpu, na
 
 class _Walk:
     def __init__(self, graph: ir.Graph, plan: Plan, cpu: k.Cpu) -> None:
-        from tvm import relax
-
-        self.relax, self.bb = relax, relax.BlockBuilder()
-        self.graph, self.plan, self.cpu = graph, plan, cpu
-        self.encodings = plan.encodings()
-        self.constants = ir.constants(graph)
-        self.values = ir.values(graph)
-        self.forms: dict[str, dict[Form, Expr]] = {}
-        self.views: dict[str, View] = {}
-        self.waiting: dict[str, tuple[ir.Node, Encoding | None]] = {}  # movement not yet made
+        self.graph = graph
+        self.of = Forms(graph, plan, cpu, self.move)
         self.order = {n.name or "": i for i, n in enumerate(ir.nodes(graph))}
         self.started: set[str] = set()  # names of nodes
         self.made: set[str] = set()  # those that are done, alone or in another's kernel
-        self.functions: dict[k.Kernel, Any] = {}
-        self.calls: list[Call] = []
-        self.whole: dict[Any, Any] = {}  # what a reshape is of
 
     # ------------------------------------------------------------ the walk
 
     def walk(self, codes: Mapping[str, str], names: list[str]) -> Made:
         fed = ir.inputs(self.graph)
-        inputs = {n: (self.shape(n), str(info.dtype)) for n, info in fed.items()}
+        inputs = {n: (self.of.shape(n), str(info.dtype)) for n, info in fed.items()}
         parameters = {
-            n: self.relax.Var(f"input_{i}", self.relax.TensorType(shape, kind))
+            n: self.of.relax.Var(f"input_{i}", self.of.relax.TensorType(shape, kind))
             for i, (n, (shape, kind)) in enumerate(inputs.items())
         }
-        with self.bb.function("main", list(parameters.values())):
-            with self.bb.dataflow():
+        with self.of.bb.function("main", list(parameters.values())):
+            with self.of.bb.dataflow():
                 for name, parameter in parameters.items():
-                    self.put(name, ("plain", None), parameter, "input")
+                    self.of.put(name, ("plain", None), parameter, "input")
                 for node in ir.nodes(self.graph):
                     self.node(node)
                 found = []
                 for name in names:
                     value = codes.get(name, name)
-                    own = self.own(value) if name in codes else None
-                    found.append(self.get(value, ("plain", own)))
-                result = self.bb.emit_output(self.relax.Tuple(found))
-            self.bb.emit_func_output(result)
-        return Made(self.bb.get(), tuple(self.calls), inputs)
+                    own = self.of.own(value) if name in codes else None
+                    found.append(self.of.get(value, ("plain", own)))
+                result = self.of.bb.emit_output(self.of.relax.Tuple(found))
+            self.of.bb.emit_func_output(result)
+        return Made(self.of.bb.get(), tuple(self.of.calls), inputs)
 
     def node(self, node: ir.Node) -> None:
         name, made = node.name or "", False
@@ -128,140 +101,6 @@ class _Walk:
             self.imported(node, None)
         self.made.add(name)
 
-    # ------------------------------------------------------------ values and their forms
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        found = ir.static_shape(self.values[name])
-        if found is None:
-            producer = self.values[name].producer()
-            where = f" (node {producer.name!r})" if producer is not None else ""
-            raise ValueError(
-                f"TVM: the shape of {name!r}{where} is not known before the run, which compiled "
-                "kernels need"
-            )
-        return found
-
-    def own(self, name: str) -> Encoding | None:
-        return self.encodings.get(Point(name))
-
-    def read(self, node: ir.Node, index: int) -> tuple[str, Encoding | None]:
-        """The value that a node reads, and the encoding in which it reads it."""
-        value = node.inputs[index]
-        assert value is not None and value.name is not None
-        encoding = self.plan.at(value.name, node.name or "", index)
-        return value.name, encoding if isinstance(encoding, Encoding) else None
-
-    def put(self, name: str, form: Form, made: Expr, node: str) -> None:
-        """Hold a form of a value; if the plan gives it another encoding, that one instead."""
-        own, (layout, encoding) = self.own(name), form
-        if own != encoding and own is not None:
-            made = self.convert(made, name, layout, (encoding, own), node)
-            form = (layout, own)
-        self.forms.setdefault(name, {})[form] = made
-
-    def get(self, name: str, form: Form) -> Expr:
-        """A value in the form asked for, made now if it is not there."""
-        layout, encoding = form
-        if name in self.constants:
-            return self.constant(name, form)
-        forms = self.forms.setdefault(name, {})
-        if form in forms:
-            return forms[form]
-        if name in self.waiting and not forms:
-            self.move(name, layout)
-            return self.get(name, form)
-        there = next((f for f in forms if f[1] == encoding), None)
-        if there is not None:
-            forms[form] = self.turned(forms[there], name, layout)
-            return forms[form]
-        held = next((f for f in forms if f[0] == layout), None) or next(iter(forms))
-        made = self.convert(forms[held], name, held[0], (held[1], encoding), name)
-        forms[(held[0], encoding)] = made
-        return self.get(name, form)
-
-    def constant(self, name: str, form: Form) -> Expr:
-        array, (layout, encoding) = self.constants[name], form
-        if encoding is not None:
-            array = encoding.quantize(array)
-        if layout == "last":
-            array = array.transpose(0, 2, 3, 1)
-        return self.relax.const(np.ascontiguousarray(array))
-
-    def layout(self, *names: str) -> str:
-        """The layout in which to work on these values."""
-        if any(len(self.shape(name)) != 4 for name in names):
-            return "plain"
-        last = [n for n in names if self.in_layout(n, "last")]
-        return "last" if last else "plain"
-
-    def in_layout(self, name: str, layout: str) -> bool:
-        if name in self.waiting and not self.forms.get(name):
-            view = self.views.get(name)
-            if view is None or self.selected(view, name) is None:
-                return layout == "plain"
-            return layout == "last" and self.in_layout(view.source, "last")
-        return any(f[0] == layout for f in self.forms.get(name, {}))
-
-    def turned(self, made: Expr, name: str, layout: str) -> Expr:
-        n, c, h, w = self.shape(name)
-        if c == 1 or h * w == 1:
-            shape = (n, h, w, c) if layout == "last" else (n, c, h, w)
-            return self.shaped(made, shape)
-        axes = (0, 2, 3, 1) if layout == "last" else (0, 3, 1, 2)
-        return self.bb.emit(self.relax.op.permute_dims(made, axes))
-
-    def convert(
-        self,
-        made: Expr,
-        name: str,
-        layout: str,
-        change: tuple[Encoding | None, Encoding | None],
-        node: str,
-    ) -> Expr:
-        """The same value in another encoding, element by element."""
-        x, y = (port(e) for e in change)
-        op = "Quantize" if not x.codes else "Dequantize" if not y.codes else "Requantize"
-        kernel = k.Kernel("pointwise", _flat(self.shape(name)), x, y)
-        flat = self.emit(kernel, [self.flat(made, name)], (node, op))
-        return self.shaped(flat, self.arranged(name, layout))
-
-    def arranged(self, name: str, layout: str) -> tuple[int, ...]:
-        shape = self.shape(name)
-        return (shape[0], shape[2], shape[3], shape[1]) if layout == "last" else shape
-
-    def flat(self, made: Expr, name: str) -> Expr:
-        return self.shaped(made, (int(np.prod(self.shape(name))),))
-
-    def shaped(self, made: Expr, shape: tuple[int, ...]) -> Expr:
-        """`made` in another shape: no copy, so never one reshape of another, which TVM fuses into
-        one.
-        """
-        whole: Any = self.whole.get(made, made)
-        for held in (made, whole):
-            if tuple(int(d) for d in held.ty.shape) == shape:
-                return held
-        turned = self.bb.emit(self.relax.op.reshape(whole, shape))
-        self.whole[turned] = whole
-        return turned
-
-    def emit(self, kernel: k.Kernel, arguments: list[Expr], what: tuple[str, str]) -> Expr:
-        """Call a kernel; equal kernels are one function."""
-        precision = kernel.y.dtype if kernel.kind == "copy" else kernel.x.dtype
-        if kernel not in self.functions:
-            stem = f"{kernel.kind}_{precision}_{len(self.functions)}"
-            self.functions[kernel] = self.bb.add_func(k.build(kernel, self.cpu), stem)
-        function, v = self.functions[kernel], kernel.window
-        self.calls.append(Call(function.name_hint, *what, precision))
-        shape: tuple[int, ...] = (v.n, v.oh, v.ow, v.oc)
-        if kernel.kind == "pointwise":
-            shape = (int(np.prod(shape)),)
-        kind = self.relax.TensorType(shape, kernel.y.dtype)
-        call = self.relax.call_tir(function, self.relax.Tuple(arguments), kind)
-        return self.bb.emit(call)
-
-    def stored(self, array: np.ndarray) -> Expr:
-        return self.relax.const(np.ascontiguousarray(array))
-
     # ------------------------------------------------------------ what a kernel also does
 
     def chain(self, node: ir.Node, layout: str) -> tuple[list[k.Step], list[Expr], str]:
@@ -271,10 +110,10 @@ class _Walk:
         steps: list[k.Step] = []
         others: list[Expr] = []
         value = node.outputs[0]
-        while self.own(value.name or "") is None and ir.used_once(value):
+        while self.of.own(value.name or "") is None and ir.used_once(value):
             (use,) = value.uses()
             own_point = Point(value.name or "", use.node.name or "", use.idx)
-            if own_point in self.plan:
+            if own_point in self.of.plan:
                 break
             found = self.step(use.node, use.idx, layout)
             if found is None:
@@ -298,19 +137,19 @@ class _Walk:
             return None if limits is None else (k.Step(op, limits), [])
         if op not in ("Add", "Mul"):
             return None
-        name, encoding = self.read(node, 1 - index)
-        shape = self.shape(node.outputs[0].name or "")
-        if not self.there(name) or self.shape(name) != shape or name == (node.inputs[index].name):  # type: ignore[union-attr]
+        name, encoding = self.of.read(node, 1 - index)
+        shape = self.of.shape(node.outputs[0].name or "")
+        if not self.there(name) or self.of.shape(name) != shape:
             return None
         step = k.Step(op, port=port(encoding))
-        return step, [self.get(name, (layout if len(shape) == 4 else "plain", encoding))]
+        return step, [self.of.get(name, (layout if len(shape) == 4 else "plain", encoding))]
 
     def there(self, name: str) -> bool:
         """Make a value now, before its turn; False if it waits for a node that is being made."""
         needed: list[ir.Node] = []
         asked = [name]
         while asked:
-            node = self.values[asked.pop()].producer()
+            node = self.of.values[asked.pop()].producer()
             if node is None or node in needed or node.name in self.made:
                 continue
             if node.name in self.started:
@@ -326,14 +165,14 @@ class _Walk:
     def product(self, node: ir.Node) -> bool:
         """A convolution or a matrix product with constant weights."""
         w = ir.constant(node.inputs[1])
-        output = self.shape(node.outputs[0].name or "")
+        output = self.of.shape(node.outputs[0].name or "")
         if w is None or (node.op_type == "Conv" and len(output) != 4):
             return False
         found = self.geometry(node, w, output) if node.op_type == "Conv" else self.rows(node, w)
         if found is None:
             return False
         window, axis = found
-        (name, x), (_, encoding) = self.read(node, 0), self.read(node, 1)
+        (name, x), (_, encoding) = self.of.read(node, 0), self.of.read(node, 1)
         integer = x is not None and encoding is not None
         integer = integer and x.spec.storage.itemsize == 1  # type: ignore[union-attr]
         x = x if integer else None
@@ -347,7 +186,7 @@ class _Walk:
         elif encoding is not None:
             w = encoding.fake(w)
         weights = w if node.op_type == "Conv" else _as_convolution(w, axis)
-        planar = node.op_type == "Conv" and window.c <= 4 and not self.in_layout(name, "last")
+        planar = node.op_type == "Conv" and window.c <= 4 and not self.of.in_layout(name, "last")
         kind = "convolution"
         if window.groups == window.c == window.oc > 1 and weights.shape[1] == 1:
             kind, planar = "depthwise", False
@@ -359,21 +198,21 @@ class _Walk:
             kind,
             window,
             port(x),
-            port(self.own(end)),
+            port(self.of.own(end)),
             tuple(steps),
             planar,
             bool(integer and np.abs(weights).max(initial=0) > 127),
         )
-        fed = self.get(name, ("last" if layout == "last" and not planar else "plain", x))
+        fed = self.of.get(name, ("last" if layout == "last" and not planar else "plain", x))
         v = kernel.window
         shape = (v.n, v.c, v.h, v.w) if planar else (v.n, v.h, v.w, v.c)
-        arguments = [self.shaped(fed, shape), self.stored(k.pack(kernel, self.cpu, weights))]
+        arguments = [self.of.shaped(fed, shape), self.of.stored(pack(kernel, self.of.cpu, weights))]
         arguments += self.offsets(node, window.oc, weights, (x, encoding))
         written = (v.n, v.oh, v.ow, v.oc)
-        arguments += [self.shaped(other, written) for other in others]
-        made = self.emit(kernel, arguments, (node.name or "", node.op_type))
-        made = self.shaped(made, self.arranged(end, layout))
-        self.put(end, (layout, self.own(end)), made, node.name or "")
+        arguments += [self.of.shaped(other, written) for other in others]
+        made = self.of.emit(kernel, arguments, (node.name or "", node.op_type))
+        made = self.of.shaped(made, self.of.arranged(end, layout))
+        self.of.put(end, (layout, self.of.own(end)), made, node.name or "")
         return True
 
     def offsets(
@@ -387,7 +226,7 @@ class _Walk:
         bias = np.zeros(channels, np.float32)
         first = np.zeros(channels, np.int64)
         if len(node.inputs) > 2 and node.inputs[2] is not None:
-            _, own = self.read(node, 2)
+            _, own = self.of.read(node, 2)
             given = np.asarray(ir.constant(node.inputs[2]))
             if own is not None and encodings[0] is not None:
                 first += own.quantize(given).astype(np.int64) - own.zero_point
@@ -395,16 +234,16 @@ class _Walk:
                 bias += np.broadcast_to((own.fake(given) if own else given).reshape(-1), channels)
         x, w = encodings
         if x is None or w is None:
-            return [self.stored(bias)]
+            return [self.of.stored(bias)]
         first -= int(x.zero_point) * w_OIHW.astype(np.int64).sum((1, 2, 3))
         scale = np.broadcast_to(np.asarray(x.scale * w.scale, np.float32), channels)
-        return [self.stored(first.astype(np.int32)), self.stored(scale), self.stored(bias)]
+        return [self.of.stored(first.astype(np.int32)), self.of.stored(scale), self.of.stored(bias)]
 
     def geometry(
         self, node: ir.Node, w: np.ndarray, output: tuple[int, ...]
     ) -> tuple[k.Window, int] | None:
         attributes = ir.attributes(node)
-        n, c, h, width = self.shape(node.inputs[0].name or "")  # type: ignore[union-attr]
+        n, c, h, width = self.of.shape(node.inputs[0].name or "")  # type: ignore[union-attr]
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is not None and ir.constant(bias) is None:
             return None
@@ -429,7 +268,7 @@ class _Walk:
     def rows(self, node: ir.Node, w: np.ndarray) -> tuple[k.Window, int] | None:
         """A matrix product as a convolution of one tap over the rows of its first input."""
         attributes = ir.attributes(node)
-        shape = self.shape(node.inputs[0].name or "")  # type: ignore[union-attr]
+        shape = self.of.shape(node.inputs[0].name or "")  # type: ignore[union-attr]
         plain = all(attributes.get(a, 1.0) == 1.0 for a in ("alpha", "beta"))
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         given = ir.constant(bias)
@@ -447,25 +286,25 @@ class _Walk:
 
     def pool(self, node: ir.Node) -> bool:
         attributes, op = ir.attributes(node), node.op_type
-        output = self.shape(node.outputs[0].name or "")
-        name, x = self.read(node, 0)
+        output = self.of.shape(node.outputs[0].name or "")
+        name, x = self.of.read(node, 0)
         if len(output) != 4 or (len(node.outputs) > 1 and node.outputs[1].name):
             return False
-        n, c, h, w = self.shape(name)
+        n, c, h, w = self.of.shape(name)
         taps = tuple(attributes.get("kernel_shape", (h, w)))
         taps, strides, dilations, start = _taps(attributes, taps, (h, w), output[2:])
         window = k.Window(n, h, w, c, output[2], output[3], c, taps, strides, dilations, start)
-        arguments = [self.get(name, ("last", x))]
+        arguments = [self.of.get(name, ("last", x))]
         layout = "last"
         if op == "MaxPool":
             steps, others, end = self.chain(node, layout)
-            kernel = k.Kernel("maximum", window, port(x), port(self.own(end)), tuple(steps))
+            kernel = k.Kernel("maximum", window, port(x), port(self.of.own(end)), tuple(steps))
             arguments += others
         else:
             end = node.outputs[0].name or ""
-            y = self.own(end)
+            y = self.of.own(end)
             if x is not None and y is None:
-                x, arguments = None, [self.get(name, ("last", None))]
+                x, arguments = None, [self.of.get(name, ("last", None))]
             if x is not None and x.spec.storage.itemsize != 1:
                 return False
             kernel = k.Kernel("average", window, port(x), port(y))
@@ -474,9 +313,9 @@ class _Walk:
                 factor = np.float32(x.scale) / (np.float32(y.scale) * count)
             else:
                 factor = np.float32(1) / count
-            arguments.append(self.stored(factor.astype(np.float32)))
-        made = self.emit(kernel, arguments, (node.name or "", op))
-        self.put(end, (layout, self.own(end)), made, node.name or "")
+            arguments.append(self.of.stored(factor.astype(np.float32)))
+        made = self.of.emit(kernel, arguments, (node.name or "", op))
+        self.of.put(end, (layout, self.of.own(end)), made, node.name or "")
         return True
 
     # ------------------------------------------------------------ element by element
@@ -484,39 +323,45 @@ class _Walk:
     def pointwise(self, node: ir.Node) -> bool:
         output = node.outputs[0].name or ""
         kind = ir.dtype(node.outputs[0])
-        name, x = self.read(node, 0)
-        if kind != np.float32 or name in self.constants or self.shape(name) != self.shape(output):
+        name, x = self.of.read(node, 0)
+        if (
+            kind != np.float32
+            or name in self.of.constants
+            or self.of.shape(name) != self.of.shape(output)
+        ):
             return False
-        layout = self.layout(name)
+        layout = self.of.layout(name)
         first = self.step(node, 0, layout)
         if first is None:
             return False
         steps, others, end = self.chain(node, layout)
         every = (first[0], *steps)
         kernel = k.Kernel(
-            "pointwise", _flat(self.shape(output)), port(x), port(self.own(end)), every
+            "pointwise", flat_window(self.of.shape(output)), port(x), port(self.of.own(end)), every
         )
-        arguments = [self.get(name, (layout, x)), *first[1], *others]
-        flat = [self.flat(argument, output) for argument in arguments]
-        made = self.emit(kernel, flat, (node.name or "", node.op_type))
-        made = self.shaped(made, self.arranged(end, layout))
-        self.put(end, (layout, self.own(end)), made, node.name or "")
+        arguments = [self.of.get(name, (layout, x)), *first[1], *others]
+        flat = [self.of.flat(argument, output) for argument in arguments]
+        made = self.of.emit(kernel, flat, (node.name or "", node.op_type))
+        made = self.of.shaped(made, self.of.arranged(end, layout))
+        self.of.put(end, (layout, self.of.own(end)), made, node.name or "")
         return True
 
     # ------------------------------------------------------------ movement
 
     def movement(self, node: ir.Node) -> bool:
         """Note a movement of one tensor; it is made when its outcome is read."""
-        name, _ = self.read(node, 0) if node.inputs and node.inputs[0] is not None else ("", None)
-        if node.op_type not in MOVES or not name or name in self.constants:
+        name, _ = (
+            self.of.read(node, 0) if node.inputs and node.inputs[0] is not None else ("", None)
+        )
+        if node.op_type not in MOVES or not name or name in self.of.constants:
             return False
-        if ir.dtype(self.values[name]) != np.float32:
+        if ir.dtype(self.of.values[name]) != np.float32:
             return False
-        shape, form = self.shape(name), self.read(node, 0)[1]
+        shape, form = self.of.shape(name), self.of.read(node, 0)[1]
         if int(np.prod(shape)) > LARGEST:
             return False
-        view = self.views.get(name)
-        if view is None or view.form != form or self.own(name) != form:
+        view = self.of.views.get(name)
+        if view is None or view.form != form or self.of.own(name) != form:
             index = np.arange(int(np.prod(shape)), dtype=np.int32).reshape(shape)
             view = View(name, form, index)
         found = moved(node, view.index)
@@ -524,34 +369,31 @@ class _Walk:
             return False
         for output, index in zip(node.outputs, found, strict=True):
             if output.name:
-                self.waiting[output.name] = (node, form)
-                self.views[output.name] = View(view.source, view.form, index)
+                self.of.waiting[output.name] = (node, form)
+                self.of.views[output.name] = View(view.source, view.form, index)
         return True
-
-    def selected(self, view: View, name: str) -> Selection | None:
-        return selection(view.index, self.shape(view.source))
 
     def move(self, name: str, layout: str) -> None:
         """Make a value that a movement gives: one copy of channels, or what TVM makes of the
         node.
         """
-        node, form = self.waiting[name]
-        view = self.views[name]
-        chosen = self.selected(view, name)
-        if chosen is None or not (layout == "last" or self.in_layout(view.source, "last")):
+        node, form = self.of.waiting[name]
+        view = self.of.views[name]
+        chosen = self.of.selected(view)
+        if chosen is None or not (layout == "last" or self.of.in_layout(view.source, "last")):
             self.imported(node, form)
             return
         encoding = view.form if isinstance(view.form, Encoding) else None
-        own = self.own(name)
-        made = self.copied([(view, chosen)], self.shape(name), port(own or encoding), node)
-        self.put(name, ("last", own or encoding), made, node.name or "")
+        own = self.of.own(name)
+        made = self.copied([(view, chosen)], self.of.shape(name), port(own or encoding), node)
+        self.of.put(name, ("last", own or encoding), made, node.name or "")
 
     def concat(self, node: ir.Node) -> bool:
         output = node.outputs[0].name or ""
-        shape, own = self.shape(output), self.own(output)
-        inputs = [self.read(node, i) for i in range(len(node.inputs))]
+        shape, own = self.of.shape(output), self.of.own(output)
+        inputs = [self.of.read(node, i) for i in range(len(node.inputs))]
         axis = int(ir.attributes(node).get("axis", 0)) % max(len(shape), 1)
-        dynamic = all(name not in self.constants for name, _ in inputs)
+        dynamic = all(name not in self.of.constants for name, _ in inputs)
         if not dynamic or ir.dtype(node.outputs[0]) != np.float32:
             return False
         if len(shape) != 4 or axis != 1:
@@ -560,16 +402,16 @@ class _Walk:
             return True
         parts = []
         for name, form in inputs:
-            view = self.views.get(name) if not self.forms.get(name) else None
-            chosen = self.selected(view, name) if view is not None else None
-            if view is None or chosen is None or view.form != form or self.own(name) != form:
-                index = np.arange(int(np.prod(self.shape(name))), dtype=np.int32)
-                view = View(name, form, index.reshape(self.shape(name)))
-                chosen = self.selected(view, name)
+            view = self.of.views.get(name) if not self.of.forms.get(name) else None
+            chosen = self.of.selected(view) if view is not None else None
+            if view is None or chosen is None or view.form != form or self.of.own(name) != form:
+                index = np.arange(int(np.prod(self.of.shape(name))), dtype=np.int32)
+                view = View(name, form, index.reshape(self.of.shape(name)))
+                chosen = self.of.selected(view)
             assert chosen is not None
             parts.append((view, chosen))
         made = self.copied(parts, shape, port(own), node)
-        self.put(output, ("last", own), made, node.name or "")
+        self.of.put(output, ("last", own), made, node.name or "")
         return True
 
     def copied(
@@ -582,16 +424,16 @@ class _Walk:
         made, arguments = [], []
         for view, chosen in parts:
             encoding = view.form if isinstance(view.form, Encoding) else None
-            _, c, h, w = self.shape(view.source)
-            arguments.append(self.get(view.source, ("last", encoding)))
+            _, c, h, w = self.of.shape(view.source)
+            arguments.append(self.of.get(view.source, ("last", encoding)))
             if chosen.rows is not None and chosen.columns is not None:
-                arguments.append(self.stored(np.array(chosen.rows, np.int32)))
-                arguments.append(self.stored(np.array(chosen.columns, np.int32)))
+                arguments.append(self.of.stored(np.array(chosen.rows, np.int32)))
+                arguments.append(self.of.stored(np.array(chosen.columns, np.int32)))
             made.append(k.Part(port(encoding), (h, w, c), chosen.runs, chosen.rows is not None))
         n, c, h, w = shape
         window = k.Window(n, h, w, c, h, w, c)
         kernel = k.Kernel("copy", window, y, y, parts=tuple(made))
-        return self.emit(kernel, arguments, (node.name or "", node.op_type))
+        return self.of.emit(kernel, arguments, (node.name or "", node.op_type))
 
     # ------------------------------------------------------------ everything else
 
@@ -607,15 +449,15 @@ class _Walk:
         for index, value in enumerate(node.inputs):
             if value is None:
                 continue
-            name, encoding = self.read(node, index)
-            if name in self.constants:
+            name, encoding = self.of.read(node, index)
+            if name in self.of.constants:
                 if encoding is not None:
-                    given[index] = encoding.fake(self.constants[name])
+                    given[index] = encoding.fake(self.of.constants[name])
             elif form is not None and (index == 0 or node.op_type == "Concat"):
                 kinds[index] = form.spec.storage
-                arguments.append(self.get(name, ("plain", form)))
+                arguments.append(self.of.get(name, ("plain", form)))
             else:
-                arguments.append(self.get(name, ("plain", None)))
+                arguments.append(self.of.get(name, ("plain", None)))
         if form is not None and node.op_type == "Pad":
             given[2] = form.zero_point.astype(form.spec.storage)
         try:
@@ -626,70 +468,15 @@ class _Walk:
                 f"TVM's ONNX front end cannot take {node.op_type} (node {node.name!r}): {text}"
             ) from error
         precision = str(form.spec.storage if form else ir.dtype(node.outputs[0]))
-        self.calls.append(Call("", node.name or "", node.op_type, precision))
-        outputs = self.inlined(alone, arguments)
+        self.of.calls.append(Call("", node.name or "", node.op_type, precision))
+        outputs = self.of.inlined(alone, arguments)
         names = [v.name for v in node.outputs if v.name]
         for name, made in zip(names, outputs, strict=True):
-            self.waiting.pop(name, None)
-            self.put(name, ("plain", form), made, node.name or "")
-
-    def inlined(self, alone: Any, arguments: list[Expr]) -> list[Expr]:
-        """Emit the body of a module's main function on these arguments: its results."""
-        function = alone["main"]
-        known = dict(zip(function.params, arguments, strict=True))
-        for variable, other in alone.functions_items():
-            if variable.name_hint != "main":
-                known[variable] = self.bb.add_func(other, variable.name_hint)
-        mutator = _substitution(known)
-        for block in function.body.blocks:
-            for binding in block.bindings:
-                value = mutator(binding.value)
-                known[binding.var] = self.bb.emit(self.bb.normalize(value))
-        result = mutator(function.body.body)
-        if isinstance(result, self.relax.Tuple):
-            return list(result.fields)
-        if isinstance(result.ty, self.relax.TupleType):
-            count = len(result.ty.fields)
-            return [self.bb.emit(self.relax.TupleGetItem(result, i)) for i in range(count)]
-        return [result]
-
-
-def _substitution(known: dict[Any, Expr]) -> Any:
-    """A function that puts expressions in the place of variables."""
-    from tvm.relax.expr_functor import PyExprMutator, mutator
-
-    @mutator
-    class Substitute(PyExprMutator):  # type: ignore[misc]
-        def visit_var_(self, op: Any) -> Any:
-            return known.get(op, op)
-
-        def visit_global_var_(self, op: Any) -> Any:
-            return known.get(op, op)
-
-        def visit_dataflow_var_(self, op: Any) -> Any:
-            return known.get(op, op)
-
-    return Substitute().visit_expr
+            self.of.waiting.pop(name, None)
+            self.of.put(name, ("plain", form), made, node.name or "")
 
 
 # ---------------------------------------------------------------- numbers of nodes
-
-
-def port(encoding: Encoding | None) -> k.Port:
-    """How a kernel reads or writes a value of this encoding."""
-    if encoding is None:
-        return FLOAT
-    spec = encoding.spec
-    if spec.axis is not None or spec.bits > 8:
-        raise ValueError(f"TVM: {spec} activations; the kernels take 8 bits, per tensor")
-    return k.Port(
-        str(spec.storage), float(encoding.scale), int(encoding.zero_point), spec.qmin, spec.qmax
-    )
-
-
-def _flat(shape: tuple[int, ...]) -> k.Window:
-    size = int(np.prod(shape))
-    return k.Window(1, 1, 1, size, 1, 1, size)
 
 
 def _flattened(v: k.Window, planar: bool) -> k.Window:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from modelmill import ir
-from modelmill.export.tvm_kernels import Cpu, Dot
+from modelmill.export.tvm_nest import Cpu, Dot
 from modelmill.runtimes.protocol import Arrays, ExecutedOp, Kind, SessionOptions
 from modelmill.runtimes.slices import in_slices
 
