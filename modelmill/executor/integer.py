@@ -33,6 +33,7 @@ from modelmill.executor.kernels import (
     Sums,
 )
 from modelmill.executor.kernels_float import convolve_in_turn, multiply_in_turn
+from modelmill.executor.kernels_openvino import add_in_steps
 from modelmill.ir import Plan
 from modelmill.numerics import Arithmetic, Encoding
 
@@ -230,6 +231,9 @@ class IntegerModule:
             for i, v in enumerate(node.inputs[:2])
             if v is not None
         ]
+        if node.op_type == "Add" and self.arithmetic.add == "in_steps" and len(sides) == 2:
+            known = self._output(node) is not None and any(isinstance(s, Encoding) for s in sides)
+            return self._add_in_steps if known else None
         if not all(isinstance(s, Encoding) and not s.spec.logarithmic for s in sides) or not sides:
             in_turn = node.op_type in ("Conv", "Gemm", "MatMul")
             in_turn = in_turn and self.arithmetic.float_products == "in_turn"
@@ -327,6 +331,14 @@ class IntegerModule:
 
         return run
 
+    def _add_in_steps(self, node: ir.Node, found: Found) -> Codes:
+        sides = [self._input(node, i, found) for i in range(2)]
+        kept = _kept(node, [isinstance(side, Codes) for side in sides])
+        output, other = self._output(node), sides[1 - kept]
+        codes = sides[kept]
+        assert output is not None and other is not None and isinstance(codes, Codes)
+        return add_in_steps(other, codes, output)
+
     def _leaky_relu(self, node: ir.Node, found: Found) -> Codes:
         x, output = self._input(node, 0, found), self._output(node)
         assert isinstance(x, Codes) and output is not None
@@ -345,6 +357,21 @@ class IntegerModule:
         if made is None:
             return self._call(node, found, centred=False)[0]  # type: ignore[return-value]
         return made
+
+
+def _kept(node: ir.Node, quantized: list[bool]) -> int:
+    """Which side of an addition OpenVINO adds as codes: the quantized one; of two the one that
+    others read too, then the one that no convolution or matrix product gives, then the second.
+    """
+    if not all(quantized):
+        return quantized.index(True)
+    values = [value for value in node.inputs[:2] if value is not None]
+    alone = [len(list(value.uses())) == 1 for value in values]
+    if alone[0] != alone[1]:
+        return alone.index(False)
+    makers = [value.producer() for value in values]
+    products = [m is not None and m.op_type in ("Conv", "Gemm", "MatMul") for m in makers]
+    return products.index(False) if products[0] != products[1] else 1
 
 
 def _in_steps_of(scales: np.ndarray, bias: Codes) -> Tensor:

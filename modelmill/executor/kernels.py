@@ -34,6 +34,7 @@ from torch import Tensor
 
 from modelmill.executor import kernels_gemmlowp as gemmlowp
 from modelmill.executor import kernels_litert as litert
+from modelmill.executor import kernels_openvino as openvino
 from modelmill.executor import kernels_xnnpack as xnnpack
 from modelmill.executor.codes import Codes, channels, clamp, scale_of
 from modelmill.numerics import Encoding
@@ -46,16 +47,9 @@ def quantize_by_division(x: Tensor, encoding: Encoding) -> Codes:
 
 
 def quantize_by_range(x: Tensor, encoding: Encoding) -> Codes:
-    """fma(x, steps / (high - low), -low steps / (high - low)), the two numbers in float32. The
-    product is exact in float64: only the sum is rounded, as fma does.
-    """
     if encoding.spec.axis is not None:
         return quantize_by_division(x, encoding)
-    low, high = np.float32(encoding.low), np.float32(encoding.high)
-    steps = np.float32(encoding.spec.qmax - encoding.spec.qmin)
-    factor, shift = steps / (high - low), (-low * steps) / (high - low)
-    codes = torch.round((x.double() * float(factor) + float(shift)).float())
-    return Codes(clamp(codes + float(encoding.spec.qmin - encoding.zero_point), encoding), encoding)
+    return openvino.quantize_in_range(x, encoding)
 
 
 def quantize_half_up(x: Tensor, encoding: Encoding) -> Codes:
@@ -127,7 +121,7 @@ def requantize_by_ratio(sums: Sums) -> Tensor | Codes:
 
 def requantize_by_range(sums: Sums) -> Tensor | Codes:
     real = requantize_to_real(sums)
-    return real if sums.output is None else quantize_by_range(real, sums.output)
+    return real if sums.output is None else openvino.quantize_in_product(real, sums.output)
 
 
 def requantize_by_factors(sums: Sums) -> Tensor:

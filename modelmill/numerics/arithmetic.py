@@ -33,6 +33,8 @@ class Arithmetic:
         subtraction too.
         "fixed_point": multipliers of 21 bits, one shift, half rounded up; subtraction too.
         "double_rounding": codes moved left by 20 bits, factors as in requantize; subtraction too.
+        "in_steps": in steps of the side whose codes are added as they are, then as quantize
+        "range" with its range in those steps; the other side may be float.
         "dequantize": both to float32, added, quantized.
     multiply: integer product of two tensors.
         "ratio": one float32 factor s_1 * s_2 / s_y on the product of the codes, plus z, rounded.
@@ -70,7 +72,9 @@ class Arithmetic:
     requantize: Literal[
         "multiply", "range", "dequantize", "factors", "shift", "unsigned", "double_rounding"
     ] = "dequantize"
-    add: Literal["fma", "reciprocal", "fixed_point", "double_rounding", "dequantize"] = "dequantize"
+    add: Literal[
+        "fma", "reciprocal", "fixed_point", "double_rounding", "in_steps", "dequantize"
+    ] = "dequantize"
     multiply: Literal["ratio", "ratio_alone", "reciprocal", "double_rounding", "dequantize"] = (
         "dequantize"
     )

@@ -69,7 +69,7 @@ PLUGIN = Target(
         ("Gemm", "Relu"),
         ("Add", "Relu"),
     ),
-    arithmetic=Arithmetic(requantize="range", quantize="range"),
+    arithmetic=Arithmetic(requantize="range", add="in_steps", quantize="range"),
     guards=(
         IsaGuard(
             architectures=("x86_64", "AMD64"),
