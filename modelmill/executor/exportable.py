@@ -53,7 +53,7 @@ class _Step:
 
 
 class Exportable(nn.Module):
-    """The graph. `forward(*inputs)` gives the outputs, then the codes asked for, as int8."""
+    """The graph. `forward(*inputs)` gives the outputs, then the codes asked for."""
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class Exportable(nn.Module):
         plan: Plan | None = None,
         codes: Collection[str] = (),
         on_codes: Collection[str] = (),
+        signed: bool = True,
     ) -> None:
         """Prepare every node of `graph`, whose batch is fixed.
 
@@ -69,6 +70,7 @@ class Exportable(nn.Module):
             plan: encodings of its points; None or empty for none.
             codes: values of the plan whose codes are outputs as well, behind those of the graph.
             on_codes: names of nodes to be run on codes where all their sides have one encoding.
+            signed: write unsigned codes as signed ones, 128 less.
 
         Raises:
             ValueError: an operator is not supported, a point cannot be written in 8 bits, or a
@@ -84,7 +86,8 @@ class Exportable(nn.Module):
         self.code_names = tuple(codes)
         self.example = tuple(_zeros(graph, name) for name in self.input_names)
         graph, plan = _rows_first(graph, plan or Plan())
-        self._encodings = {p: as_signed(e) for p, e in plan.encodings().items()}
+        encodings = plan.encodings()
+        self._encodings = {p: as_signed(e) if signed else e for p, e in encodings.items()}
         self._held: dict[Point, str] = {}  # a constant as one node reads it -> its attribute
         self._steps: list[_Step] = []
         with torch.inference_mode(False), torch.no_grad():
@@ -146,7 +149,7 @@ class Exportable(nn.Module):
         if spec.axis is None:
             return _dequantize(held, encoding)
         scale, zero_point = getattr(self, f"{key}_scale"), getattr(self, f"{key}_zero_point")
-        limits = (spec.axis, spec.qmin, spec.qmax, torch.int8)
+        limits = (spec.axis, spec.qmin, spec.qmax, held.dtype)
         real: Tensor = decomposed.dequantize_per_channel(held, scale, zero_point, *limits)
         return real
 
@@ -354,7 +357,8 @@ def _numbers(encoding: Encoding) -> tuple[float, int, int, int, torch.dtype]:
     spec = encoding.spec
     if spec.bits > BITS or spec.axis is not None:
         raise ValueError(f"activations in {spec} cannot be exported; 8 bits per tensor can")
-    return float(encoding.scale), int(encoding.zero_point), spec.qmin, spec.qmax, torch.int8
+    kind = torch.int8 if spec.signed else torch.uint8
+    return float(encoding.scale), int(encoding.zero_point), spec.qmin, spec.qmax, kind
 
 
 def _is_number(held: Tensor | None) -> bool:

@@ -240,7 +240,7 @@ class IntegerModule:
             known = len(node.inputs) > 1 and ir.constant(node.inputs[1]) is not None
             return self._float_product if in_turn and known else None
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and len(sides) == 2:
-            return self._accumulate
+            return self._accumulate if self.arithmetic.requantize in REQUANTIZE else None
         if self._output(node) is None:
             return None
         how, two = self.arithmetic, len(sides) == 2

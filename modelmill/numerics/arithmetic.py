@@ -19,6 +19,7 @@ class Arithmetic:
         accumulator).
         "range": to float32 by s_x * s_w, float bias, then as quantize "range".
         "dequantize": to float32 by s_x * s_w, float bias, activation, then quantized as any float.
+        "float": no accumulator of integers, the float operator on dequantized numbers.
         "factors": to float32 by the reciprocal of 1/s_x * 1/s_w, float bias (in a convolution one
         fused multiply-add), activation, then quantized as any float.
         "shift": all scales are powers of two: moved right by n bits, half rounded up.
@@ -70,7 +71,14 @@ class Arithmetic:
     """
 
     requantize: Literal[
-        "multiply", "range", "dequantize", "factors", "shift", "unsigned", "double_rounding"
+        "multiply",
+        "range",
+        "dequantize",
+        "factors",
+        "shift",
+        "unsigned",
+        "double_rounding",
+        "float",
     ] = "dequantize"
     add: Literal[
         "fma", "reciprocal", "fixed_point", "double_rounding", "in_steps", "dequantize"

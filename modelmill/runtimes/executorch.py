@@ -10,6 +10,7 @@ which precision and for how long, is told by the engine's own event trace of one
 https://docs.pytorch.org/executorch/stable/backends/xnnpack/xnnpack-overview.html
 """
 
+import gc
 import importlib.util
 import json
 import tempfile
@@ -53,11 +54,13 @@ class ExecuTorch:
             graph = ir.with_batch(graph, options.batch or 1)
         graph, plan = ir.from_qdq(graph)
         module = Exportable(graph, plan, tuple(shown.values()), _on_codes(graph)).eval()
+        gc.disable()  # millions of small objects that all stay: collecting takes a quarter of it
         with torch.no_grad():
             exported = torch.export.export(module, module.example)
             lowered = to_edge_transform_and_lower(exported, partitioner=[_partitioner()])
             integer = _integer_ops(lowered.exported_program().graph_module)
             program = lowered.to_executorch()
+        gc.enable()
         unsigned = [not plan.spec(ir.Point(name)).signed for name in shown.values()]
         facts = {
             "integer": integer,
@@ -178,15 +181,21 @@ def _partitioner() -> Any:
 
 # Kernels whose name in the trace does not tell their precision, and the operator they come from.
 _UNTOLD = {
-    "Add (ND)": "add",
-    "Subtract (ND)": "sub",
-    "Multiply (ND)": "mul",
-    "Mean (ND)": "mean",
-    "LeakyReLU (NC)": "leaky_relu",
+    "Add": "add",
+    "Subtract": "sub",
+    "Multiply": "mul",
+    "Mean": "mean",
+    "LeakyReLU": "leaky_relu",
 }
 _SUMMARIES = ("DELEGATE_CALL", "OPERATOR_CALL", "Method::execute")
-_MOVES = ("Transpose", "Copy", "Convert", "Static Reshape", "Slice", "Constant Pad", "Concatenate")
-_PORTABLE = "native_call_"
+_MOVES = (
+    *("Transpose", "Copy", "Convert", "Static Reshape", "Slice", "Constant Pad", "Concatenate"),
+    *("slice_copy", "view_copy", "permute_copy", "constant_pad_nd", "upsample_nearest2d", "cat."),
+    *("select_copy", "expand_copy", "index_select", "quantize_per", "dequantize_per"),
+    *("unsqueeze_copy", "squeeze_copy", "split", "clone", "alias_copy", "_clone_dim_order"),
+)
+_PORTABLE = "native_call_"  # kernels of ExecuTorch itself
+_EIGHT_BITS = {"QS8", "QC8", "QC8W", "QU8", "S8", "U8"}
 
 
 def _integer_ops(program: Any) -> dict[str, list[bool]]:
@@ -208,19 +217,19 @@ def _executed_op(event: Any, left: dict[str, list[bool]], before: ExecutedOp | N
     name = str(event.name)
     spent = event.perf_data.raw if event.perf_data else []
     us = float(spent[-1]) * 1000 if spent else None
-    op = name.partition(" #")[0].removeprefix(_PORTABLE)
-    told = op.partition("(")[2].rstrip(") ").rpartition(" ")[2].partition(")")[0]
+    op = name.partition(" #")[0].partition(" (")[0].removeprefix(_PORTABLE)
+    told = set(name.partition("(")[2].partition(")")[0].split(", "))  # "(NHWC, QC8)"
     kind: Kind = "float"
     precision = "float32"
     untold = left.get(_UNTOLD.get(op, ""))
-    integer = told in ("QS8", "QC8", "QU8", "S8", "U8") or bool(untold and untold.pop(0))
+    integer = bool(told & _EIGHT_BITS) or bool(untold and untold.pop(0))
     if op.startswith("Clamp") and before is not None:
         integer = before.integer
     if integer:
         kind, precision = "integer", "int8"
-    elif op.startswith(_MOVES) or name.startswith(_PORTABLE):
+    elif op.startswith(_MOVES):
         kind = "conversion"
-        precision = {"X8": "int8", "X32": "float32"}.get(told, "")
+        precision = "int8" if "X8" in told else "float32" if "X32" in told else ""
     return ExecutedOp(name, op, precision, kind, us)
 
 
