@@ -236,7 +236,7 @@ class IntegerModule:
             return self._add_in_steps if known else None
         if not all(isinstance(s, Encoding) and not s.spec.logarithmic for s in sides) or not sides:
             in_turn = node.op_type in ("Conv", "Gemm", "MatMul")
-            in_turn = in_turn and self.arithmetic.float_products == "in_turn"
+            in_turn = in_turn and self.arithmetic.float_products != "any"
             known = len(node.inputs) > 1 and ir.constant(node.inputs[1]) is not None
             return self._float_product if in_turn and known else None
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and len(sides) == 2:
@@ -261,10 +261,12 @@ class IntegerModule:
     def _float_product(self, node: ir.Node, found: Found) -> Tensor | Codes:
         x, w, bias = (real(self._input(node, i, found)) for i in range(3))
         attributes, made = ir.attributes(node), None
+        from_bias = self.arithmetic.float_products == "from_bias"
         if node.op_type == "Conv":
-            made = convolve_in_turn(x, w, bias, attributes)
+            made = convolve_in_turn(x, w, bias, attributes, from_bias)
         elif w.dim() == 2 and not attributes.get("transA", 0) and _plain(attributes):
-            made = multiply_in_turn(x, w.T if attributes.get("transB", 0) else w, bias)
+            turned = w.T if attributes.get("transB", 0) else w
+            made = multiply_in_turn(x, turned, bias, from_bias)
         if made is None:
             return self._call(node, found, centred=False)[0]  # type: ignore[return-value]
         return made

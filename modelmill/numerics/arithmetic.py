@@ -67,6 +67,7 @@ class Arithmetic:
         "divide_away": x / s, half away from zero, plus z.
     float_products: the order in which a layer that stays in float sums its products.
         "in_turn": fused multiply-adds for each row of taps, tap and input channel in turn.
+        "from_bias": the same beginning with the bias, depthwise for each column of taps.
         "any": as the executor's own float operator does.
     """
 
@@ -92,4 +93,4 @@ class Arithmetic:
         "dequantize"
     )
     quantize: Literal["divide", "range", "half_up", "away", "reciprocal", "divide_away"] = "divide"
-    float_products: Literal["in_turn", "any"] = "any"
+    float_products: Literal["in_turn", "from_bias", "any"] = "any"

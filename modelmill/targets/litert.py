@@ -109,6 +109,7 @@ PLUGIN = Target(
         average_pool="away",
         global_average_pool="bias",
         quantize="reciprocal",
+        float_products="from_bias",
     ),
     float_kernels=tuple(
         (f"{kernel}{where}", op) for kernel, op in KERNELS for where in ("", " (builtin)")

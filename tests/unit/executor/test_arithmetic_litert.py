@@ -18,6 +18,7 @@ from modelmill.executor.kernels import (
     SUBTRACT,
     Sums,
 )
+from modelmill.executor.kernels_float import convolve_in_turn, multiply_in_turn
 from modelmill.numerics import Encoding, QuantSpec
 from modelmill.runtimes.litert import PLUGIN as LITERT
 
@@ -192,3 +193,51 @@ def test_a_layer_s_sums_become_codes(kernels, name, op):
         simulated = made.codes.numpy()
         simulated = simulated.reshape(16, 64).T if picture else simulated
         np.testing.assert_array_equal(simulated, deployed)
+
+
+def run_float(op, table, array, constants, shape, **options):
+    file = File()
+    fed = file.tensor("x", array.shape, np.float32)
+    more = [file.constant(f"c{i}", c) for i, c in enumerate(constants)]
+    made = file.tensor("y", shape, np.float32)
+    file.operator(op, [fed, *more], [made], table, **options)
+    engine = Interpreter(model_content=file.pack([fed], [made], {}), num_threads=1)
+    engine.allocate_tensors()
+    engine.set_tensor(engine.get_input_details()[0]["index"], array)
+    engine.invoke()
+    return engine.get_tensor(engine.get_output_details()[0]["index"])
+
+
+FLOAT_LAYERS = [(3, 8, 3, 2, 1), (64, 32, 1, 1, 1), (16, 16, 3, 1, 1), (24, 24, 5, 1, 24),
+                (8, 8, 3, 2, 8), (8, 12, 3, 1, 2)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("inside", "outside", "size", "stride", "groups"), FLOAT_LAYERS)
+def test_a_float_convolution_sums_in_xnnpack_s_order(inside, outside, size, stride, groups):
+    random = np.random.default_rng(6)
+    x = random.normal(size=(1, 16, 16, inside)).astype(np.float32)
+    w = random.normal(size=(outside, inside // groups, size, size)).astype(np.float32)
+    bias = random.normal(size=outside).astype(np.float32)
+    rows = (16 - size) // stride + 1
+    depthwise = groups == inside
+    deployed = run_float(
+        "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D",
+        "DepthwiseConv2DOptions" if depthwise else "Conv2DOptions",
+        x,
+        [w.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1)), bias],
+        (1, rows, rows, outside),
+        **{**CONVOLUTION, "StrideH": stride, "StrideW": stride},
+        **({"DepthMultiplier": 1} if depthwise else {}),
+    )
+    attributes = {"strides": (stride, stride), "group": groups}
+    sent = [torch.tensor(a) for a in (x.transpose(0, 3, 1, 2), w, bias)]
+    simulated = convolve_in_turn(*sent, attributes, from_bias=True).numpy()
+    np.testing.assert_array_equal(simulated.transpose(0, 2, 3, 1), deployed)
+
+
+def test_a_float_matrix_product_sums_in_xnnpack_s_order():
+    random = np.random.default_rng(7)
+    x, w, bias = (random.normal(size=s).astype(np.float32) for s in ((8, 256), (100, 256), 100))
+    deployed = run_float("FULLY_CONNECTED", "FullyConnectedOptions", x, [w, bias], (8, 100))
+    sent = torch.tensor(x), torch.tensor(w.T), torch.tensor(bias)
+    np.testing.assert_array_equal(multiply_in_turn(*sent, from_bias=True).numpy(), deployed)
