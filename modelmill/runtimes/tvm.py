@@ -2,7 +2,7 @@
 
 TVM's own schedules need hours of tuning to be fast, so the loops of the operators that matter are
 written here (`modelmill.export.tvm_kernels`); the rest comes from TVM's ONNX front end. `convert`
-needs a C compiler (`cc`, `gcc` or `clang`) to link the library, and writes the names of inputs and
+needs a C++ compiler (`g++` or `clang++`) to link the library, and writes the names of inputs and
 outputs beside it. A library runs on CPUs that have the instructions of the one it was made on,
 which it refuses to miss.
 """
@@ -22,12 +22,16 @@ import numpy as np
 
 from modelmill import ir
 from modelmill.export.tvm_nest import Cpu, Dot
+from modelmill.records.machine import this_machine
 from modelmill.runtimes.protocol import Arrays, ExecutedOp, Kind, SessionOptions
 from modelmill.runtimes.slices import in_slices
 
 _PROFILED = 5  # runs, of which `executed` gives the medians
 _SMALL = ("uint8", "int8")
 _CONVERSIONS = ("Quantize", "Dequantize", "Requantize")
+_SETS = ("sse", "ssse", "avx", "fma", "f16c", "bmi", "popcnt", "lzcnt", "movbe", "gfni", "vaes",
+         "vpclmul", "neon", "dotprod", "i8mm", "sve", "fullfp16")  # fmt: skip
+_SHOWN = ("avx", "fma", "f16c", "sse4.", "gfni", "vaes", "vpclmul")  # in /proc/cpuinfo too
 _ORDER = {"reshape", "transpose", "squeeze", "flatten"}  # of functions that only arrange
 
 
@@ -50,22 +54,22 @@ class Tvm:
     def convert(self, source: str, out: str, options: SessionOptions) -> None:
         from modelmill.export import tvm_relax
 
+        if shutil.which("g++") is None and shutil.which("clang++") is None:
+            raise RuntimeError("TVM needs a C++ compiler (g++ or clang++) to link the library")
         _threads(options)
         opened, codes = ir.without_exposed(ir.load(source))
         names = tuple(ir.outputs(ir.load(source)))
         graph, plan = ir.from_qdq(opened)
         if ir.is_batch_dynamic(graph):
             graph = ir.with_batch(graph, 1)
-        target, cpu = _host()
+        target, cpu = host()
         made = tvm_relax.module(ir.infer_shapes(graph), plan, codes, cpu, names)
         library, functions = _compiled(made.module, target)
-        if shutil.which("g++") is None and shutil.which("clang++") is None:
-            raise RuntimeError("TVM needs a C++ compiler (g++ or clang++) to link the library")
         library.export_library(out)
         facts = {
             "inputs": {n: [list(shape), kind] for n, (shape, kind) in made.inputs.items()},
             "outputs": list(names),
-            "features": sorted(_needs(target)),
+            "features": sorted(_features(target)),
             "calls": [vars(call) for call in made.calls],
             "functions": functions,
         }
@@ -85,8 +89,11 @@ class TvmSession:
         import tvm
         from tvm import relax
 
-        facts = json.loads(Path(path).with_suffix(".json").read_text())
-        missing = set(facts["features"]) - _needs(_host()[0])
+        beside = Path(path).with_suffix(".json")
+        if not beside.is_file():
+            raise ValueError(f"{beside.name}, which convert writes beside the library, is missing")
+        facts = json.loads(beside.read_text())
+        missing = set(facts["features"]) - _features(host()[0])
         if missing:
             raise RuntimeError(f"compiled for a CPU with {', '.join(sorted(missing))}")
         self._tvm: Any = tvm
@@ -168,13 +175,22 @@ def _threads(options: SessionOptions) -> None:
     os.environ["TVM_NUM_THREADS"] = str(options.threads)
 
 
-def _host() -> tuple[Any, Cpu]:
-    """The target for LLVM that this CPU is, and what kernels may use of it."""
+def host() -> tuple[Any, Cpu]:
+    """The target for LLVM that this CPU is, and what kernels may use of it.
+
+    LLVM tells the features by the model of the processor; a virtual machine may hide some.
+    """
     import tvm
     from tvm.target import codegen
 
-    target = tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()})
-    features = {str(f) for f in codegen.llvm_get_cpu_features(target)}
+    facts = {"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()}
+    known = {_letters(flag) for flag in this_machine().flags}
+    features = _features(tvm.target.Target(facts))
+    hidden = [f for f in features if f.startswith(_SHOWN) and _letters(f) not in known]
+    if known and hidden:
+        facts["mattr"] = [f"-{f}" for f in sorted(hidden)]
+    target = tvm.target.Target(facts)
+    features = _features(target)
     wide = {"avx512f", "avx512bw", "avx512vl"} <= features
     x86 = "sse2" in features
     vnni = (wide and "avx512vnni" in features) or "avxvnni" in features
@@ -184,10 +200,15 @@ def _host() -> tuple[Any, Cpu]:
     return target, Cpu(lanes, registers, dot, not x86 or "fma" in features)
 
 
-def _needs(target: Any) -> set[str]:
+def _features(target: Any) -> set[str]:
+    """Instruction sets of a target, without LLVM's hints on what is fast."""
     from tvm.target import codegen
 
-    return {str(f) for f in codegen.llvm_get_cpu_features(target)}
+    return {f for f in map(str, codegen.llvm_get_cpu_features(target)) if f.startswith(_SETS)}
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name if c.isalnum())
 
 
 def _compiled(module: Any, target: Any) -> tuple[Any, dict[str, list[str]]]:
