@@ -205,6 +205,8 @@ def weight_causes(
             found += _depthwise(name, reach, encoding)
     else:
         found += _wide_row(name, rows, reach)
+    if reach_I is not None:
+        found += _magnified(name, weight_OI, encoding, reach_I)
     return found + _vanished(name, weight_OI, encoding, reach_I)
 
 
@@ -231,6 +233,27 @@ def _wide_row(name: str, rows: np.ndarray, reach: np.ndarray) -> list[Cause]:
         f"the root mean square of the channel, {rms[worst]:.3g}"
     )
     return [Cause("outlier weight", name, evidence)]
+
+
+def _magnified(
+    name: str, weight_OI: np.ndarray, encoding: Encoding, reach_I: np.ndarray
+) -> list[Cause]:
+    """Small weights that an outlier of the input multiplies, and their rounding with them."""
+    alive = reach_I[reach_I > 0]
+    middle, top = float(np.median(alive)) if len(alive) else 0.0, int(np.argmax(reach_I))
+    if len(alive) < 2 or reach_I[top] < OUTLIER * middle:
+        return []
+    noise = np.square(encoding.fake(weight_OI).astype(np.float64) - weight_OI)
+    noise_I = np.moveaxis(noise, 1, 0).reshape(len(reach_I), -1).sum(1) * np.square(reach_I)
+    if noise_I[top] < noise_I.sum() / 2:
+        return []
+    steps = float(np.abs(weight_OI[:, top]).max() / encoding.scale.max())
+    evidence = (
+        f"input channel {top} is {reach_I[top] / middle:.0f} times as large as the median one, so "
+        f"its weights, of at most {steps:.1f} steps, make {100 * noise_I[top] / noise_I.sum():.0f} "
+        "% of what rounding the weights costs"
+    )
+    return [Cause("outlier channel", name, evidence)]
 
 
 def _vanished(
