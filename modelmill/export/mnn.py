@@ -1,10 +1,10 @@
 """A quantized model as MNN's converter takes it: the float graph it is to read, and the codes of
 its layers and tensors.
 
-    Conv, Gemm, MatMul   a layer: codes of weights, scales and zero points of what it reads and
-                         writes; a ReLU behind it stays, the engine clamps at the zero point
-    Add, Mul + ReLU, Clip  the activation goes: the lowest code is its zero, or the clamp is noted
-    anything else        is on codes where MNN has a kernel and all tensors around it have codes
+    Conv, Gemm, MatMul  a layer: codes of weights, scales and zero points of what it reads and
+                        writes; a ReLU behind it stays, the engine clamps at the zero point
+    sum + ReLU, Clip    the activation goes: the lowest code is its zero, or the clamp is noted
+    anything else       is on codes where MNN has a kernel and all tensors around it have codes
 
 MNN decides by itself what runs on codes: it hands scale and zero point on through every operator
 that moves, pools, resizes or rectifies, over what is noted there, and runs whatever has them on all
@@ -48,7 +48,7 @@ PASSING_ON = frozenset({
 class Deployed:
     """graph: float, without the activations that the codes do by themselves. plan: of the graph as
     it came. codes: {name of an output that shall hold codes: the value they are of}. clamps: codes
-    between which a value stays, narrower than its encoding.
+    between which a value stays, narrower than its encoding. fences: values that a fence writes.
     """
 
     graph: ir.Graph
@@ -89,7 +89,6 @@ class Deployed:
                     self._held(read.name or ""),
                     self._held(self._value_written(node)),
                     np.atleast_1d(encoding.scale),
-                    encoding.spec.bits,
                 )
             )
         return found

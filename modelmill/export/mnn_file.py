@@ -60,25 +60,23 @@ class TensorCodes:
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution: name of the tensor it writes, codes of what it reads and writes, the scale
-    of the weights of each output channel, and their bits: up to 7 the x86 kernel adds pairs of
-    products in 16 bits, which is faster and still exact.
+    """One convolution: name of the tensor it writes, codes of what it reads and writes, and the
+    scale of the weights of each output channel.
     """
 
     output: str
     read: TensorCodes
     written: TensorCodes
     weight_scales: np.ndarray
-    weight_bits: int = 8
 
 
 def compression_parameters(layers: Sequence[Layer]) -> str:
     """The JSON text for `--compressionParamsFile`."""
 
-    def tensor(name: str, codes: TensorCodes, bits: int = 8) -> dict[str, object]:
+    def tensor(name: str, codes: TensorCodes) -> dict[str, object]:
         return {
             "name": name,
-            "bits": bits,
+            "bits": 8,  # up to 7 choose another kernel, which in 3.6.1 computes something else
             "scales": [codes.scale],
             "zero_point": codes.zero,
             "clamp_min": codes.low,
@@ -99,7 +97,7 @@ def compression_parameters(layers: Sequence[Layer]) -> str:
             {
                 "input": [tensor("input", layer.read)],
                 "weight": [weight],
-                "output": [tensor(layer.output, layer.written, layer.weight_bits)],
+                "output": [tensor(layer.output, layer.written)],
                 "method": 0,
             }
         )

@@ -7,14 +7,15 @@ module: the Python script around it would install a package and report to a serv
 
 An activation that a sum fuses is not given to the converter: MNN clamps there at code 0, the zero
 point only of a symmetric format, so the saturation of the codes does it. Precision is "high", that
-is float32 for what is not on codes. Kernels are timed and told apart by the engine's callbacks: an
-operator ran on codes if what it wrote are whole steps of its scale.
+is float32 for what is not on codes. Kernels are told apart and timed by the engine's callbacks.
 https://mnn-docs.readthedocs.io/en/latest/tools/convert.html
 """
 
+import contextlib
 import importlib
 import importlib.util
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -45,7 +46,7 @@ class Mnn:
     """See `modelmill.runtimes.protocol.Runtime`."""
 
     name = "mnn"
-    supported = ("3.3", "4")
+    supported = ("3.4", "3.7")
     pip = f'pip install "MNN>={supported[0]},<{supported[1]}"'
     suffix = ".mnn"
 
@@ -57,33 +58,36 @@ class Mnn:
         return version("MNN")
 
     def convert(self, source: str, out: str, options: SessionOptions) -> None:
-        made = prepare(ir.load(source))
-        path = Path(out)
-        bare, plain, parameters = (
-            path.with_suffix(end) for end in (".float.onnx", ".float.mnn", ".params.json")
-        )
-        ir.save(made.graph, bare)
-        try:
-            _run_converter("ONNX", bare, plain)
-            model = plain.read_bytes()
-            names = tensor_names(model)
-            layers = made.layers(names, convolutions(model))
-            if layers:
-                # In two steps: from ONNX, weights of a MiB and more are not there when they are
-                # to be made codes, and the converter writes garbage instead.
-                parameters.write_text(compression_parameters(layers))
-                more = ("--compressionParamsFile", str(parameters), "--optimizeLevel", "0")
-                _run_converter("MNN", plain, path, *more)
-                _note_tensors(path, made)
-            else:
-                plain.replace(path)
-        finally:
-            for file in (bare, plain, parameters):
-                file.unlink(missing_ok=True)
+        made, path = prepare(ir.load(source)), Path(out).absolute()
+        # The converter leaves a file of its own in the folder that it is called from.
+        with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+            names = _convert(made, path)
         path.with_suffix(".json").write_text(json.dumps(made.facts(names)))
 
     def open(self, path: str, options: SessionOptions) -> "MnnSession":
         return MnnSession(path, options)
+
+
+def _convert(made: Deployed, out: Path) -> list[str]:
+    """Write the file; the names of its tensors."""
+    bare, plain, parameters = Path("float.onnx"), Path("float.mnn"), Path("scales.json")
+    ir.save(made.graph, bare)
+    _run_converter("ONNX", bare, plain)
+    model = plain.read_bytes()
+    names = tensor_names(model)
+    layers = made.layers(names, convolutions(model))
+    if layers:
+        # In two steps: from ONNX, weights of a MiB and more are not there when they are to be made
+        # codes, and the converter writes garbage instead.
+        parameters.write_text(compression_parameters(layers))
+        more = ("--compressionParamsFile", str(parameters), "--optimizeLevel", "0")
+        _run_converter("MNN", plain, out, *more)
+        _note_tensors(out, made)
+    elif len(made.plan):
+        raise ValueError("MNN keeps codes only in a file with a layer on codes, the plan has none")
+    else:
+        out.write_bytes(model)
+    return names
 
 
 def _run_converter(kind: str, source: Path, out: Path, *more: str) -> None:
