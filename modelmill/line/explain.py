@@ -149,6 +149,15 @@ def explain(
             "deployment failed", built.target.name, built.deployment.failed, build_again(built)
         )
         return replace(found, findings=(failed,), accepted=False, seconds=_since(start))
+    found = _account(built, found, (images, limit, layers), show)
+    return replace(found, seconds=_since(start))
+
+
+def _account(
+    built: Built, facts: Explanation, counts: tuple[int | None, int, int], show: Show
+) -> Explanation:
+    """The explanation of a deployment that runs; `counts`: images, limit and layers as asked."""
+    images, limit, layers = counts
 
     # 1. The float model and its quantized twin, and the images to run them on.
     twin = load_twin(built, show)
@@ -168,7 +177,7 @@ def explain(
     engine = engine_causes(twin, ablation, sample.batches()[0])
 
     # 5. Say it.
-    refusals = _refusals(built, found, looked.together)
+    refusals = _refusals(built, facts, looked.together)
     worst = sorted(looked.layers, key=lambda cost: -(cost.gain or 0.0))
     findings = [*refusals, *_engine_findings(built, [c for c in engine if c.grave])]
     findings += [
@@ -178,7 +187,7 @@ def explain(
     ]
     small = [f"{c.cause.name} ({c.node}): {c.cause.evidence}" for c in engine if not c.grave]
     return replace(
-        found,
+        facts,
         images=count,
         scored=sample.scored,
         parts=looked.parts,
@@ -186,7 +195,6 @@ def explain(
         findings=tuple(findings),
         notes=(*twin.notes, *small),
         accepted=not refusals and not any(cause.grave for cause in engine),
-        seconds=_since(start),
     )
 
 
