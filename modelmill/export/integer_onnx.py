@@ -154,6 +154,15 @@ class _Writer:
                 node.replace_input_with(index, self._real(read))
             elif value is not None and read is not value:
                 node.replace_input_with(index, read)
+        offset = ir.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if node.op_type == "Conv" and offset is not None:
+            # Some kernels start their sums from the bias, others from 0: now all start from 0.
+            taken = [value for value in node.inputs[:2] if value is not None]
+            made = self._node("Conv", taken, ir.attributes(node))
+            made.shape = node.outputs[0].shape
+            shape = (-1, *[1] * (len(made.shape or (0,) * 4) - 2))
+            self._replace(node, self._node("Add", [made, self._number(offset, shape)]))
+            return
         self.at = self.following[id(node)]
         for output in node.outputs:
             if output.name:

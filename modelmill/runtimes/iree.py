@@ -48,11 +48,9 @@ _BY_WINDOWS = (
     "--iree-global-opt-data-tiling",
     _KERNELS,
 )
-_DISPATCH = re.compile(
-    rf"flow\.dispatch @\S+::@{_FUNCTION}\$async_dispatch_(\w+)\([^)]*\)(?: \{{[^}}]*\}})?"
-    r" : \(([^)]*)\) -> (.*)"
-)
-_ELEMENT = re.compile(r"tensor<(?:[\d?]+x)*([a-z]+\d+)>")
+# Types of operands, then of results; a result in place is written as its operand, the last one.
+_DISPATCH = re.compile(rf"flow\.dispatch @\S+::@{_FUNCTION}\$async_dispatch_(\w+)\((.*)")
+_ELEMENT = re.compile(r"tensor<(?:[\d?]+x)*([a-z]+\d+)[,>]")
 _NUMPY_NAME = {"i8": "int8", "i32": "int32", "i64": "int64", "i1": "bool", "f32": "float32"}
 _SUMS = re.compile("conv|matmul|matvec|vecmat|mmt4d|reduction|pooling")
 
@@ -100,7 +98,9 @@ class Iree:
             _compile(torch, loops, "--compile-to=input")
             last.write_text(linalg.channels_last(loops.read_text()))
             _compile(last, flow, "--iree-input-type=none", "--compile-to=flow", *arrangement)
-            facts["dispatches"] = [list(found) for found in _DISPATCH.findall(flow.read_text())]
+            facts["dispatches"] = [
+                (name, _ELEMENT.findall(rest)) for name, rest in _DISPATCH.findall(flow.read_text())
+            ]
             _compile(flow, Path(out), "--compile-from=flow", *arrangement)
         Path(out).with_suffix(".json").write_text(json.dumps(facts))
 
@@ -118,7 +118,7 @@ class IreeSession:
 
         facts = json.loads(Path(path).with_suffix(".json").read_text())
         self._inputs: dict[str, Any] = facts["inputs"]
-        self._dispatches: list[list[str]] = facts["dispatches"]
+        self._dispatches: list[tuple[str, list[str]]] = facts["dispatches"]
         self.inputs, self.outputs = tuple(self._inputs), tuple(facts["outputs"])
         driver = "local-sync"  # in the calling thread
         if options.threads > 1:
@@ -238,20 +238,19 @@ def _run(command: list[str]) -> None:
         raise RuntimeError(f"{Path(command[0]).name} ended with {done.returncode}: {why}")
 
 
-def _executed_op(name: str, taken: str, given: str) -> ExecutedOp:
-    """`name` is "1_conv_32x32x16x3x3x3_i8xi8xi32", the rest the types of operands and results."""
+def _executed_op(name: str, elements: list[str]) -> ExecutedOp:
+    """`name` is "1_conv_32x32x16x3x3x3_i8xi8xi32"; `elements` the types of operands and results."""
     words = name.split("_")[1:]
     sizes = [i for i, word in enumerate(words) if re.fullmatch(r"([\dD]+|[if]\d+)(x\w+)?", word)]
     op = "_".join(words[: sizes[0]] if sizes else words) or "dispatch"
-    noted = _ELEMENT.findall(f"tensor<{words[-1].replace('x', '>tensor<')}>" if words else "")
-    reads = _ELEMENT.findall(taken)
-    writes = _ELEMENT.findall(given) or reads[-1:]  # a result in place is written as its operand
-    operands = (noted or reads)[:1] if _SUMS.search(op) else reads[:1]
+    noted = re.findall(r"[if]\d+", words[-1] if words else "")
     kind: Kind = "other"
+    operands, written = elements[:1], elements[-1:]
     if _SUMS.search(op):
-        kind = "integer" if operands == ["i8"] else "float"
-    elif ("i8" in operands) != ("i8" in writes):
-        kind, operands = "conversion", writes
+        operands = noted or operands
+        kind = "integer" if operands[:1] == ["i8"] else "float"
+    elif (operands == ["i8"]) != (written == ["i8"]):
+        kind, operands = "conversion", written
     elif operands:
         kind = "integer" if operands == ["i8"] else "float" if operands == ["f32"] else "other"
     precision = operands[0] if operands else ""

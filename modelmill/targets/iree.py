@@ -85,7 +85,11 @@ PLUGIN = Target(
         ("Add", "Relu"),
     ),
     arithmetic=Arithmetic(
-        requantize="multiply", add="fma", average_pool="ratio", global_average_pool="ratio"
+        requantize="multiply",
+        add="fma",
+        average_pool="ratio",
+        global_average_pool="ratio",
+        float_products="in_turn",
     ),
     # The file holds integers where the plan does: the compiler has nothing to fall back to.
     source="modelmill.export.integer_onnx writes it; torch-mlir, FuseQuantizedOps and the linalg "

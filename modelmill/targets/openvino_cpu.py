@@ -69,7 +69,9 @@ PLUGIN = Target(
         ("Gemm", "Relu"),
         ("Add", "Relu"),
     ),
-    arithmetic=Arithmetic(requantize="range", add="in_steps", quantize="range"),
+    arithmetic=Arithmetic(
+        requantize="range", add="in_steps", quantize="range", float_products="in_turn"
+    ),
     guards=(
         IsaGuard(
             architectures=("x86_64", "AMD64"),
