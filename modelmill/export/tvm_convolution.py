@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from modelmill.export.tvm_border import Picture, up, with_border
 from modelmill.export.tvm_nest import Cpu, Expr, Kernel, Nest
 
 MAX_BLOCKS = 14  # pixels that share one load of weights
-LOWEST = -3.4028234663852886e38  # of float32
 
 
 def dot(kernel: Kernel, cpu: Cpu) -> str:
@@ -97,7 +97,8 @@ def pack(kernel: Kernel, cpu: Cpu, w_OIHW: np.ndarray) -> np.ndarray:
 
 def convolution(nest: Nest) -> None:
     T, kernel, cpu, v = nest.T, nest.kernel, nest.cpu, nest.kernel.window
-    held, depth = held_with_border(nest, GROUP[dot(kernel, cpu)], HELD[dot(kernel, cpu)])
+    picture = with_border(nest, GROUP[dot(kernel, cpu)], HELD[dot(kernel, cpu)])
+    depth = picture.depth
     blocks = blocks_of(kernel, cpu)
     widest = max(len(block) for block in blocks)
     most = min((cpu.registers - widest - 2) // widest, MAX_BLOCKS)
@@ -110,7 +111,7 @@ def convolution(nest: Nest) -> None:
     def of_block(n: Expr, oh: Expr, ow: Expr, group: Expr, count: int) -> None:
         def body(block: list[tuple[int, int]], number: Expr, base: Expr) -> None:
             at = Place(n, oh, ow, count, group, number * per_group)
-            _convolution_block(nest, held, depth, block, at, base)
+            _convolution_block(nest, picture, block, at, base)
 
         weights = group * group_size
         if len(full) == 1:
@@ -145,10 +146,10 @@ class Place:
 
 
 def _convolution_block(
-    nest: Nest, held: Any, depth: int, block: list[tuple[int, int]], at: Place, base: Expr
+    nest: Nest, picture: Picture, block: list[tuple[int, int]], at: Place, base: Expr
 ) -> None:
     T, kernel, v = nest.T, nest.kernel, nest.kernel.window
-    how = dot(kernel, nest.cpu)
+    how, depth = dot(kernel, nest.cpu), picture.depth
     g, sums = GROUP[how], "float32" if how == "float" else "int32"
     offsets = [sum(lanes for lanes, _ in block[:j]) for j in range(len(block) + 1)]
     width = offsets[-1]
@@ -167,7 +168,7 @@ def _convolution_block(
         ]
         for t in range(at.pixels):
             place = (at.n, row, column + t * v.strides[1], at.group * depth + k * g)
-            x = nest.load(held, g, *place)
+            x = nest.load(picture.buffer, g, *picture.place(*place))
             for j, (lanes, _) in enumerate(block):
                 i = t * width + offsets[j]
                 total = _multiply_add(nest, how, nest.load(acc, lanes, i), x, weights[j], lanes)
@@ -222,64 +223,6 @@ def with_bias(nest: Nest, total: Expr, lanes: int, channel: Expr) -> Expr:
     total = total + nest.load(nest.arguments["first"], lanes, channel)
     scale = nest.load(nest.arguments["scale"], lanes, channel)
     return nest.fence(nest.cast(total, "float32", lanes) * scale, lanes) + bias
-
-
-def held_with_border(nest: Nest, group: int, dtype: str) -> tuple[Any, int]:
-    """The input with its border, as the taps read it, and the channels of a group in it: the input
-    itself where it needs neither border nor another type.
-    """
-    T, kernel, v = nest.T, nest.kernel, nest.kernel.window
-    inside = v.c // v.groups
-    depth = up(inside, group)
-    rows = (v.oh - 1) * v.strides[0] + (v.taps[0] - 1) * v.dilations[0] + 1
-    columns = (v.ow - 1) * v.strides[1] + (v.taps[1] - 1) * v.dilations[1] + 1
-    border = v.start != (0, 0) or rows > v.h or columns > v.w
-    x = nest.arguments["x"]
-    if not border and depth == inside and dtype == kernel.x.dtype and not kernel.planar:
-        return x, depth
-    fill: float = kernel.x.zero
-    if kernel.kind == "maximum":
-        fill = kernel.x.low if kernel.x.codes else LOWEST
-    made = T.alloc_buffer((v.n, rows, columns, v.groups * depth), dtype)
-    top, left = v.start
-    bottom, right = min(v.h, rows - top), min(v.w, columns - left)  # of the picture, in its rows
-    empty = getattr(T, dtype)(fill)
-    with T.parallel(0, v.n * rows) as i:
-        n, row = i // rows, i % rows
-        with T.If(T.And(row >= top, row < top + bottom)):
-            with T.Then():
-                for begin, end in ((0, left), (left + right, columns)):
-                    if end > begin:
-                        with T.serial(begin, end) as column, T.serial(0, v.groups * depth) as c:
-                            T.buffer_store(made, empty, [n, row, column, c])
-                with T.serial(0, right) as column:
-                    for g in range(v.groups):
-                        _fill_pixel(nest, made, (n, row, column), (g, depth, empty))
-            with T.Else(), T.serial(0, columns) as column, T.serial(0, v.groups * depth) as c:
-                T.buffer_store(made, empty, [n, row, column, c])
-    return made, depth
-
-
-def _fill_pixel(
-    nest: Nest, made: Any, at: tuple[Expr, Expr, Expr], group: tuple[int, int, Expr]
-) -> None:
-    T, kernel, v = nest.T, nest.kernel, nest.kernel.window
-    (n, row, column), (g, depth, empty) = at, group
-    x, inside = nest.arguments["x"], v.c // v.groups
-    top, left = v.start
-    with T.serial(0, inside) as c:
-        channel = g * inside + c
-        picture = (row - top, column)
-        place = (n, channel, *picture) if kernel.planar else (n, *picture, channel)
-        value = T.cast(x[place], made.dtype)
-        T.buffer_store(made, value, [n, row, left + column, g * depth + c])
-    if depth > inside:
-        with T.serial(inside, depth) as c:
-            T.buffer_store(made, empty, [n, row, left + column, g * depth + c])
-
-
-def up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
 
 
 def tile(extent: int, most: int) -> int:

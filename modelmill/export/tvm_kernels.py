@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from modelmill.export.tvm_border import LOWEST, Picture, with_border
 from modelmill.export.tvm_convolution import (
-    LOWEST,
     Place,
     convolution,
-    held_with_border,
     tile,
     vectors_of,
     weights_dtype,
@@ -80,7 +79,7 @@ def _parts_operands(kernel: Kernel) -> dict[str, tuple[tuple[int, ...], str]]:
 def _by_channel(nest: Nest) -> None:
     """Depthwise convolutions and pools: each channel for itself, a vector of them at a time."""
     T, kernel, cpu, v = nest.T, nest.kernel, nest.cpu, nest.kernel.window
-    held, _ = held_with_border(nest, 1, kernel.x.dtype)
+    picture = with_border(nest, 1, kernel.x.dtype)
     pixels = tile(v.ow, 8 if cpu.registers > 16 else 4)
     vectors = vectors_of(v.c, cpu.lanes)
     full = v.c // cpu.lanes
@@ -90,12 +89,12 @@ def _by_channel(nest: Nest) -> None:
         if full:
             with T.serial(0, full) as number:
                 at = Place(n, oh, ow, count, 0, number * cpu.lanes)
-                _by_channel_block(nest, held, cpu.lanes, at)
+                _by_channel_block(nest, picture, cpu.lanes, at)
         if len(vectors) > full:
             left, channel = vectors[-1][1], full * cpu.lanes
             while left:
                 size = next(k for k in (8, 4, 2, 1) if k <= left)
-                _by_channel_block(nest, held, size, Place(n, oh, ow, count, 0, channel))
+                _by_channel_block(nest, picture, size, Place(n, oh, ow, count, 0, channel))
                 left, channel = left - size, channel + size
 
     with T.parallel(0, v.n * v.oh * tiles) as i:
@@ -106,7 +105,7 @@ def _by_channel(nest: Nest) -> None:
             of_row(row // v.oh, row % v.oh, tiles * pixels, rest)
 
 
-def _by_channel_block(nest: Nest, held: Any, lanes: int, at: Place) -> None:
+def _by_channel_block(nest: Nest, picture: Picture, lanes: int, at: Place) -> None:
     T, kernel, v = nest.T, nest.kernel, nest.kernel.window
     sums = "int32" if kernel.x.codes and kernel.kind != "maximum" else kernel.x.dtype
     acc = T.alloc_buffer((at.pixels * lanes,), sums, scope="local")
@@ -120,7 +119,8 @@ def _by_channel_block(nest: Nest, held: Any, lanes: int, at: Place) -> None:
         w_at = (kh * v.taps[1] + kw) * v.c + at.channel
         w = nest.load(nest.arguments["w"], lanes, w_at) if kernel.kind == "depthwise" else None
         for t in range(at.pixels):
-            x = nest.load(held, lanes, at.n, row, column + t * v.strides[1], at.channel)
+            place = picture.place(at.n, row, column + t * v.strides[1], at.channel)
+            x = nest.load(picture.buffer, lanes, *place)
             total = nest.load(acc, lanes, t * lanes)
             if kernel.kind == "maximum":
                 total = T.max(total, x)
