@@ -261,8 +261,11 @@ def _timed(job: Job, target: Target, path: Path) -> tuple[dict[str, Latency], Re
     return {"float": reference, "quantized": candidate}, facts
 
 
-def simulation(job: Job, made: Quantized, artifact: str, exports: Mapping[str, bytes]) -> Json:
-    """The Deployment, as JSON, of a target that no engine here runs: its score is simulated.
+def simulation(
+    job: Job, made: Quantized, artifact: str, exports: Mapping[str, bytes]
+) -> tuple[Json, dict[str, bytes]]:
+    """The Deployment, as JSON, of a target that no engine here runs, and the file of its
+    predictions: its score is simulated.
 
     `exports` are the files for its toolchain, the first of which is the `artifact`.
     """
@@ -292,7 +295,7 @@ def simulation(job: Job, made: Quantized, artifact: str, exports: Mapping[str, b
         seconds={"evaluate": round(time.perf_counter() - start, 3)},
         exports=tuple(exports),
     )
-    return asdict(made_of)
+    return asdict(made_of), kept(source.task, target.name, result)
 
 
 def _one_batch(source: Source, dataset: Dataset) -> dict[str, np.ndarray]:

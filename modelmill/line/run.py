@@ -146,7 +146,8 @@ def _quantize(
             if target.runtime is not None:
                 return log, {_artifact(name): ir.to_bytes(made.to_qdq()), **files}
             artifact = next(iter(files), "")
-            return {**log, "deployment": deploy.simulation(job, made, artifact, files)}, files
+            held, predictions = deploy.simulation(job, made, artifact, files)
+            return {**log, "deployment": held}, {**files, **predictions}
 
         return run
 
