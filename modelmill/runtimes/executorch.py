@@ -108,10 +108,19 @@ class PteSession:
         return {name: self._array(name, results[name]) for name in wanted}
 
     def bind(self, feeds: Arrays) -> Callable[[], object]:
+        pieces: list[list[Any]] = []
+        in_slices(lambda part: pieces.append(self._tensors(part)) or {}, feeds, self._batch())
         method = self._program.load_method("forward")
-        given = self._tensors(feeds)
-        method.set_inputs(given)
-        return lambda: (method.execute(), given)
+        if len(pieces) == 1:
+            method.set_inputs(pieces[0])
+            return lambda: (method.execute(), pieces)
+
+        def one_after_the_other() -> None:
+            for piece in pieces:
+                method.set_inputs(piece)
+                method.execute()
+
+        return one_after_the_other
 
     def _batch(self) -> int:
         return int(self._facts[0]["shape"][0]) if self._facts and self._facts[0]["shape"] else 1
