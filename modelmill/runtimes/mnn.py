@@ -114,7 +114,7 @@ class MnnSession:
     def __init__(self, path: str, options: SessionOptions) -> None:
         mnn = importlib.import_module("MNN")
         facts = json.loads(Path(path).with_suffix(".json").read_text())
-        tensor_names(Path(path).read_bytes())  # MNN reads whatever is in the file
+        tensor_names(Path(path).read_bytes())  # an error that says more than MNN's
         self._mnn = mnn
         self._codes: dict[str, dict[str, Any]] = facts["codes"]
         self._fences = frozenset(facts["fences"])
@@ -131,7 +131,6 @@ class MnnSession:
         self._session = self._net.createSession(self._config)
         self.inputs = tuple(facts["inputs"])
         self.outputs = (*self._shown, *self._codes)
-        self._batch = options.batch
         self._feeds: dict[str, np.ndarray] = {}
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
