@@ -130,18 +130,22 @@ class _Packer:
         self.file, self.schema = file, tflite
         self.builder = flatbuffers.Builder(1 << 20)
         self.buffers = [self._buffer(b"")]
+        self.numbers: dict[int, int] = {}
 
     def pack(
         self, inputs: Sequence[int], outputs: Sequence[int], metadata: Mapping[str, bytes]
     ) -> bytes:
-        tensors = self._offsets([self._tensor(tensor) for tensor in self.file.tensors])
+        used = {t for o in self.file.operators for t in (*o.inputs, *o.outputs)}
+        kept = sorted({*used, *inputs, *outputs} - {NO_TENSOR})
+        self.numbers = {NO_TENSOR: NO_TENSOR, **{old: new for new, old in enumerate(kept)}}
+        tensors = self._offsets([self._tensor(self.file.tensors[old]) for old in kept])
         codes = sorted({(o.op, self.file.version(o)) for o in self.file.operators})
         numbers = {code: i for i, code in enumerate(codes)}
         operators = [self._operator(o, numbers) for o in self.file.operators]
         subgraph = self._table("SubGraph", {
             "Tensors": tensors,
-            "Inputs": self._numbers(inputs, np.int32),
-            "Outputs": self._numbers(outputs, np.int32),
+            "Inputs": self._places(inputs),
+            "Outputs": self._places(outputs),
             "Operators": self._offsets(operators),
             "Name": self.builder.CreateString("main"),
         })  # fmt: skip
@@ -181,8 +185,8 @@ class _Packer:
     def _operator(self, operator: OperatorFacts, numbers: Mapping[tuple[str, int], int]) -> int:
         fields: dict[str, Any] = {
             "OpcodeIndex": numbers[(operator.op, self.file.version(operator))],
-            "Inputs": self._numbers(operator.inputs, np.int32),
-            "Outputs": self._numbers(operator.outputs, np.int32),
+            "Inputs": self._places(operator.inputs),
+            "Outputs": self._places(operator.outputs),
         }
         if operator.table:
             fields["BuiltinOptionsType"] = getattr(self.schema.BuiltinOptions, operator.table)
@@ -216,6 +220,10 @@ class _Packer:
             self.builder.Bytes[start : start + len(content)] = content
             data = self.builder.EndVector()
         return self._table("Buffer", {"Data": data})
+
+    def _places(self, tensors: Iterable[int]) -> int:
+        """Tensors by their number in the file, where tensors that nothing uses are left out."""
+        return self._numbers([self.numbers[tensor] for tensor in tensors], np.int32)
 
     def _numbers(self, content: Iterable[int] | np.ndarray, dtype: Any) -> int:
         array = np.atleast_1d(np.asarray(content, dtype))

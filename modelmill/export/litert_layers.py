@@ -101,8 +101,7 @@ def matmul(w: Writer, step: Step) -> None:
         return _fully_connected(w, step, output_first=False)
     if step.encoding is not None:
         raise step.refuse("int8 products of two tensors are not written")
-    plain = [range(w.side(step, i).view.dims.__len__()) for i in (0, 1)]
-    sources = [w.take(step, i, plain[i]) for i in (0, 1)]
+    sources = [w.take(step, i, range(len(w.side(step, i).view.dims))) for i in (0, 1)]
     made = w.output(step, range(len(step.shape)))
     return w.file.operator("BATCH_MATMUL", sources, [made], "BatchMatMulOptions")
 

@@ -12,7 +12,7 @@ import numpy as np
 from modelmill import ir
 from modelmill.export import litert_layout as layout
 from modelmill.export.litert_layers import LAYERS, NHWC
-from modelmill.export.litert_writer import Emit, Held, Step, Writer, affine, clamp_of
+from modelmill.export.litert_writer import Emit, Held, Step, Writer, affine, clamp_of, stored
 from modelmill.numerics import Encoding
 
 MOST_DIMENSIONS = 5  # of a SLICE
@@ -85,14 +85,10 @@ def _operand(w: Writer, step: Step, index: int, rank: int, order: Sequence[int])
         return w.ordered(wide, order)
     encoding = w.plan.at(value.name or "", step.node.name or "", index)
     facts = None
-    if isinstance(encoding, Encoding):
-        codes = encoding.quantize(array)
-        if step.encoding is None:
-            array = encoding.dequantize(codes)
-        else:
-            facts = affine(encoding)
-            shift = 0 if encoding.spec.signed else 128
-            array = (codes.astype(np.int32) - shift).astype(np.int8)
+    if isinstance(encoding, Encoding) and step.encoding is None:
+        array = encoding.fake(array)
+    elif isinstance(encoding, Encoding):
+        array, facts = stored(encoding, array), affine(encoding)
     wide_array = array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(order)
     return w.file.constant(f"{step.node.name}_{index}", wide_array, facts)
 

@@ -106,7 +106,7 @@ class Writer:
         self.constants = ir.constants(self.graph)
         self.done: set[str] = set()
         self.made: dict[Any, int] = {}  # layout changes and constants that exist already
-        self.fed: list[dict[str, Any]] = []
+        self.fed: dict[int, dict[str, Any]] = {}  # tensor of each input: what it is in ONNX
 
     # ------------------------------------------------------------ the whole file
 
@@ -127,9 +127,8 @@ class Writer:
                     f"the writer of LiteRT files has no operator {node.op_type} ({node.name!r})"
                 )
         outputs, tensors = self._outputs()
-        described = json.dumps({"inputs": self.fed, "outputs": outputs}).encode()
-        fed = [facts["tensor"] for facts in self.fed]
-        return self.file.pack(fed, tensors, {METADATA: described})
+        described = json.dumps({"inputs": list(self.fed.values()), "outputs": outputs}).encode()
+        return self.file.pack(list(self.fed), tensors, {METADATA: described})
 
     def _feed(self, name: str, info: ir.ValueInfo) -> None:
         shape = tuple(dim for dim in info.shape if isinstance(dim, int))
@@ -141,13 +140,12 @@ class Writer:
         order = layout.channels_last(len(shape))
         encoding = self.encodings.get(ir.Point(name)) if self.integer_ends else None
         tensor = self.new(name, [shape[axis] for axis in order], encoding)
-        self.fed.append({"name": name, "shape": shape, "order": order, "tensor": tensor})
+        self.fed[tensor] = {"name": name, "shape": shape, "order": order}
         self.store(name, Held(layout.fresh(tensor, shape, order), encoding))
 
     def _outputs(self) -> tuple[list[dict[str, Any]], list[int]]:
         described: list[dict[str, Any]] = []
         tensors: list[int] = []
-        given = {facts["tensor"] for facts in self.fed}
         wanted = [(name, name, False) for name in ir.outputs(self.graph)]
         wanted += [(name, value, True) for name, value in self.codes.items()]
         for name, value, as_codes in wanted:
@@ -155,7 +153,7 @@ class Writer:
             held = held if as_codes or self.integer_ends else self.as_float(held)
             view, encoding = held.view, held.encoding
             tensor = view.tensor
-            if tensor in given:  # an input handed through: an output must be a tensor of its own
+            if tensor in self.fed:  # an input handed through: an output must be a tensor of its own
                 shape = self.file.tensors[tensor].shape
                 tensor = self.new(f"{name}_copy", shape, encoding)
                 self._reshape(view.tensor, tensor, shape)
@@ -283,13 +281,18 @@ class Writer:
     def _convert(self, held: Held, encoding: Encoding | None) -> int:
         key = ("convert", held.view.tensor, encoding)
         if key not in self.made:
-            facts = self.file.tensors[held.view.tensor]
-            stem = f"{facts.name}_{'float' if encoding is None else 'codes'}"
-            made = self.new(stem, facts.shape, encoding)
-            op = "DEQUANTIZE" if encoding is None else "QUANTIZE"
-            self.file.operator(op, [held.view.tensor], [made], f"{op.capitalize()}Options")
-            self.made[key] = made
+            self.made[key] = self._converted(held, encoding)
         return self.made[key]
+
+    def _converted(self, held: Held, encoding: Encoding | None) -> int:
+        facts = self.file.tensors[held.view.tensor]
+        stem = f"{facts.name}_{'float' if encoding is None else 'codes'}"
+        if facts.data is not None and encoding is not None and held.encoding is None:
+            return self.file.constant(stem, stored(encoding, facts.data), affine(encoding))
+        made = self.new(stem, facts.shape, encoding)
+        op = "DEQUANTIZE" if encoding is None else "QUANTIZE"
+        self.file.operator(op, [held.view.tensor], [made], f"{op.capitalize()}Options")
+        return made
 
     # ------------------------------------------------------------ tensors
 
@@ -383,6 +386,12 @@ def affine(encoding: Encoding) -> Affine:
     scale = np.atleast_1d(encoding.scale).astype(np.float32)
     zero_point = np.atleast_1d(encoding.zero_point).astype(np.int64) - shift
     return Affine(scale, zero_point, encoding.spec.axis or 0)
+
+
+def stored(encoding: Encoding, array: np.ndarray) -> np.ndarray:
+    """The int8 codes of a constant, as the file holds them."""
+    shift = 0 if encoding.spec.signed else 128
+    return (encoding.quantize(array).astype(np.int32) - shift).astype(np.int8)
 
 
 def clamp_of(node: ir.Node) -> tuple[float, float] | None:

@@ -254,7 +254,7 @@ CHAIN = graph(
         ("Add", ["l", "r"], ["s"], {}),
         ("MaxPool", ["s"], ["m"], {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1)}),
         ("AveragePool", ["s"], ["p"], COUNTED),
-        ("Concat", ["m", "p"], ["c"], {"axis": 1}),
+        ("Concat", ["m", "p", "q"], ["c"], {"axis": 1}),
         ("Resize", ["c", "", "up"], ["u"], NEAREST),
         ("Slice", ["u", "from", "to", "axes", "steps"], ["v"], {}),
         ("Mul", ["v", "c"], ["n"], {}),
@@ -264,7 +264,8 @@ CHAIN = graph(
     ],
     {
         "w1": weights(8, 8, 3, 3), "b1": weights(8, seed=1), "w2": weights(8, 1, 3, 3, seed=2),
-        "b2": weights(8, seed=3), "w3": weights(7, 16, seed=4), "b3": weights(7, seed=5),
+        "q": weights(1, 2, 3, 5), "b2": weights(8, seed=3), "w3": weights(7, 18, seed=4),
+        "b3": weights(7, seed=5),
         "up": np.array([1, 1, 2, 2], np.float32), "from": ints(0, 0), "to": ints(99, 99),
         "axes": ints(2, 3), "steps": ints(2, 2),
     },
@@ -297,7 +298,7 @@ def test_an_int8_file_gives_the_codes_of_the_simulation(tmp_path, name):
     model = {"chain": CHAIN, "up": UP, "shuffle": shuffle(), "classifier": classifier()}[name]
     clean, encoded = planned(model)
     values = {p.value: f"{p.value}_codes" for p in encoded if p.value not in ir.constants(clean)}
-    shown = {codes: value for value, codes in values.items() if value != "k"}
+    shown = {codes: value for value, codes in values.items() if value not in ("k", "q")}
     engine = opened(tmp_path, litert.write(clean, encoded, shown))
     module = IntegerModule(clean, encoded, load_target("litert").arithmetic)
     kinds = {op.kind for op in engine.executed()}
