@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import re
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,14 @@ import modelmill
 from modelmill import plugins
 
 sys.path.insert(0, str(Path(__file__).parent))
+import engine_tables
 from pages import PAGES, ROOT
 from target_tables import sections, tables
 
 KINDS = {  # package of plug-ins -> the page that must name each of them
     "modelmill.cli": "docs/commands.md",
     "modelmill.targets": "docs/targets.md",
-    "modelmill.runtimes": "docs/targets.md",
+    "modelmill.runtimes": "docs/engines.md",
     "modelmill.quant": "docs/recipe.md",
     "modelmill.tasks": "docs/card.md",
     "modelmill.tasks.decoders": "docs/card.md",
@@ -122,17 +124,23 @@ def test_options_of_the_recipe():
 
 
 def test_arithmetic_is_explained():
-    """Every way of computing that a target names has its line on the page."""
+    """Every way of computing that a target may name has its formula at the type."""
     from modelmill.numerics import Arithmetic
 
-    names = {field.name for field in dataclasses.fields(Arithmetic)}
-    assert names == {"requantize", "add", "average_pool", "quantize"}, (
-        "docs/agreement.md, design 003"
-    )
+    explained = Arithmetic.__doc__ or ""
+    for name, kind in typing.get_type_hints(Arithmetic).items():
+        assert f"{name}: " in explained
+        for way in typing.get_args(kind):
+            assert f'"{way}"' in explained, f"{name} {way}"
 
 
 def test_target_tables_are_in_step():
     assert sections(page("docs/targets.md")) == tables(), "run: python tests/docs/target_tables.py"
+
+
+def test_engine_sections_are_in_step():
+    found = engine_tables.held(page("docs/engines.md"))
+    assert found == engine_tables.sections(), "run: python tests/docs/engine_tables.py"
 
 
 def test_changelog_has_the_version():
