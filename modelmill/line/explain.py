@@ -365,7 +365,8 @@ def _look_at(sample: Sample, costs: Sequence[LayerCost], noise: Mapping[str, Ene
         if node not in tried:
             return _no_remedy(twin.built)
         remedy, energy = tried[node]
-        return _next(twin.built, named, remedy, energy.db, scores[node][0])
+        before, after = (noise[EVERYTHING].db, scores[EVERYTHING][0]), (energy.db, scores[node][0])
+        return _next(twin.built, named, remedy, before, after)
 
     found = []
     for cost, x in zip(costs, chosen, strict=True):
@@ -414,11 +415,20 @@ def _in_order(causes: Sequence[TensorCause], by_activations: bool) -> list[Cause
 
 
 def _next(
-    built: Built, causes: Sequence[Cause], remedy: Remedy, sqnr_db: float, score: float
+    built: Built,
+    causes: Sequence[Cause],
+    remedy: Remedy,
+    before: tuple[float, float],
+    after: tuple[float, float],
 ) -> str:
-    """The command that mends a layer, and what that gave when it was tried on the sample."""
+    """The command that mends a layer, and what that gave when it was tried on the sample: SQNR and
+    score `before` and `after`.
+    """
     o, names = built.options, {cause.name for cause in causes}
-    words = [f"which gives {sqnr_db:.1f} dB and {built.report['metric']} {score:.4f} here"]
+    words = [
+        f"which gives {after[0]:.1f} dB (now {before[0]:.1f}) and {built.report['metric']} "
+        f"{after[1]:.4f} (now {before[1]:.4f}) here"
+    ]
     if "saturated range" in names:
         words.append(f"or calibrate on more images: --calibrate {4 * o.calibrate}")
     if "outlier channel" in names and o.recipe is not None and o.recipe.equalize is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,8 +45,8 @@ def _refusals(report: Report, d: Deployment, allow_fallback: bool) -> list[Findi
             f"--max-drop allows {report.max_drop:g}"
         )
         advice = (
-            "see the layers with the lowest SQNR in report.html; keep them in float with "
-            "--keep-float NODE, or try more calibration images with --calibrate 2048"
+            f"modelmill explain {shlex.quote(report.folder or 'OUT')} -t {d.target}, which says where it "
+            "went and what mends it"
         )
         found.append(Finding("accuracy drop above the limit", d.target, why, advice))
     if d.fallback_ops and not allow_fallback:

@@ -59,7 +59,9 @@ def test_the_drop(deployed, accepted):
 def test_the_drop_in_words():
     _, found = said(scored(0.5))
     finding = found["accuracy drop above the limit"]
-    assert finding.where == "ort_cpu" and "--calibrate" in finding.next
+    assert finding.where == "ort_cpu" and finding.next.startswith(
+        "modelmill explain OUT -t ort_cpu,"
+    )
     assert "0.5000 is 0.4000 below float 0.9000" in finding.why and "0.01" in finding.why
 
 
