@@ -10,6 +10,10 @@ narrower of U55/U65 and U85 holds.
 from modelmill.numerics import Arithmetic, QuantSpec
 from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Role, Scheme, Target
 
+FIXED = (
+    "its int8 kernel fixes the scale of the output (1/256, Tanh 1/128), which no calibration may "
+    "change; it stays float, on the CPU beside the NPU"
+)
 S8 = QuantSpec(8, signed=True, symmetric=False)
 # "int8 weights ... restricted to [-127, 127]": LiteRT, 8-bit quantization specification.
 S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0, narrow=True)
@@ -74,6 +78,7 @@ PLUGIN = Target(
         global_average_pool="double_rounding",
         quantize="divide_away",
     ),
+    refuses=tuple((op, FIXED) for op in ("Sigmoid", "Tanh", "Softmax")),
     passes=("whole_average_pool",),
     export=("vela",),
     source="ethos-u-vela 5.2, SUPPORTED_OPS.md; LiteRT, 8-bit quantization specification",

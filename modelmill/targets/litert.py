@@ -12,6 +12,10 @@ multiply in 16 bits and add in 32.
 from modelmill.numerics import Arithmetic, QuantSpec
 from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Scheme, Target
 
+FIXED = (
+    "its int8 kernel fixes the scale of the output (1/256, Tanh 1/128), which no calibration may "
+    "change; it stays float"
+)
 S8 = QuantSpec(8, signed=True, symmetric=False)
 S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0, narrow=True)
 # "int8 weights ... restricted to [-127, 127]": 8-bit quantization specification.
@@ -114,6 +118,7 @@ PLUGIN = Target(
     float_kernels=tuple(
         (f"{kernel}{where}", op) for kernel, op in KERNELS for where in ("", " (builtin)")
     ),
+    refuses=tuple((op, FIXED) for op in ("Sigmoid", "Tanh", "Softmax")),
     passes=("whole_average_pool",),
     source="ai.google.dev/edge/litert, 8-bit quantization specification; "
     "tflite/delegates/xnnpack/xnnpack_delegate.cc; ai-edge-litert 2.3",
