@@ -45,8 +45,8 @@ def _refusals(report: Report, d: Deployment, allow_fallback: bool) -> list[Findi
             f"--max-drop allows {report.max_drop:g}"
         )
         advice = (
-            f"modelmill explain {shlex.quote(report.folder or 'OUT')} -t {d.target}, which says where it "
-            "went and what mends it"
+            f"modelmill explain {shlex.quote(report.folder or 'OUT')} -t {d.target}, which says "
+            "where it went and what mends it"
         )
         found.append(Finding("accuracy drop above the limit", d.target, why, advice))
     if d.fallback_ops and not allow_fallback:
