@@ -16,6 +16,7 @@ import numpy as np
 
 from modelmill import ir
 from modelmill.export import tvm_nest as k
+from modelmill.export.tvm_border import LOWEST
 from modelmill.export.tvm_convolution import pack
 from modelmill.export.tvm_forms import Call, Expr, Forms, flat_window, port
 from modelmill.export.tvm_views import LARGEST, MOVES, Selection, View, moved
@@ -534,7 +535,7 @@ def _limits(node: ir.Node) -> tuple[float, float] | None:
     """Of a Clip with constant limits."""
     attributes = ir.attributes(node)
     found = []
-    for index, (name, free) in enumerate((("min", -3.4028235e38), ("max", 3.4028235e38)), 1):
+    for index, (name, free) in enumerate((("min", LOWEST), ("max", -LOWEST)), 1):
         value = node.inputs[index] if index < len(node.inputs) else None
         array = ir.constant(value)
         if value is not None and array is None:
