@@ -25,7 +25,7 @@ from modelmill.line.cross import likeness
 from modelmill.line.remedy import Remedy, build_again, keep_in_float, together
 from modelmill.line.report import Finding
 from modelmill.line.show import SILENT, Show
-from modelmill.line.twin import Built, Twin, load_twin, read_build, value_of
+from modelmill.line.twin import Built, Twin, base_of, load_twin, read_build, value_of
 from modelmill.quant.ablate import (
     Ablation,
     Energy,
@@ -271,7 +271,7 @@ def _facts(built: Built) -> Explanation:
         folder=str(built.folder),
         target=built.target.name,
         metric=built.report["metric"],
-        float_score=float(built.report["float"]["score"]),
+        float_score=base_of(built.report, built.deployment),
         deployed=None if score is None else score.deployed,
         simulated=None if score is None else score.simulated,
         deployed_same=None if score is None else score.deployed_same,

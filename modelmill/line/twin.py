@@ -94,10 +94,18 @@ def value_of(deployment: Deployment) -> float | None:
     return score.simulated if score.deployed is None else score.deployed
 
 
+def base_of(report: Json, deployment: Deployment) -> float:
+    """The float score on the same images as `value_of`."""
+    held = report["float"]
+    if deployment.simulated:
+        return float(held.get("score_same", held["score"]))
+    return float(held["score"])
+
+
 def _loss(report: Json, deployment: Deployment) -> float:
     """What to order deployments by; those that failed come last, their reason is known."""
     value = value_of(deployment)
-    return -2.0 if value is None else float(report["float"]["score"]) - value
+    return -2.0 if value is None else base_of(report, deployment) - value
 
 
 @dataclass(frozen=True)
