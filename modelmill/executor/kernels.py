@@ -9,6 +9,7 @@ every operation in float32 unless said otherwise):
       "range"            y = clamp(round(fma(acc * (s_x s_w) + b, k, -low k)))
       "dequantize"       r = acc * (s_x s_w) + b;  activation;  y = clamp(round(r / s_y))
       "shift"            y = clamp(floor(acc * 2^-n + 1/2))           2^-n = s_x s_w / s_y
+      "scale_by_scale"   y = clamp(round((acc * s_x * s_w + b) * (1 / s_y) + z_y))
     Add "fma"            y = round(fma(x1, s1/sy, fma(x2, s2/sy, z_y - (s1/sy z1 + s2/sy z2)))), x1,
                          x2 codes
     Mul "multiply"       y = round(x1_a x2_a * (s1 s2 / sy) + z_y)
@@ -49,7 +50,7 @@ def quantize_by_division(x: Tensor, encoding: Encoding) -> Codes:
 def quantize_by_range(x: Tensor, encoding: Encoding) -> Codes:
     if encoding.spec.axis is not None:
         return quantize_by_division(x, encoding)
-    return openvino.quantize_in_range(x, encoding)
+    return openvino.quantize_alone(x, encoding)
 
 
 def quantize_half_up(x: Tensor, encoding: Encoding) -> Codes:
@@ -121,7 +122,7 @@ def requantize_by_ratio(sums: Sums) -> Tensor | Codes:
 
 def requantize_by_range(sums: Sums) -> Tensor | Codes:
     real = requantize_to_real(sums)
-    return real if sums.output is None else openvino.quantize_in_product(real, sums.output)
+    return real if sums.output is None else openvino.quantize_in_integer_product(real, sums.output)
 
 
 def requantize_by_factors(sums: Sums) -> Tensor:
@@ -189,6 +190,17 @@ def requantize_doubly_rounded(sums: Sums) -> Tensor | Codes:
     return Codes(clamp(steps.float(), sums.output), sums.output)
 
 
+def requantize_scale_by_scale(sums: Sums) -> Tensor | Codes:
+    real = sums.value.float() * float(sums.x.scale)
+    real = real * sums.per_channel(sums.w.encoding.scale)
+    real = real if sums.bias is None else real + sums.bias
+    if sums.output is None:
+        return real
+    z = float(sums.output.zero_point)
+    codes = torch.round(real * float(np.float32(1) / sums.output.scale) + z)
+    return Codes(clamp(codes - z, sums.output), sums.output)
+
+
 REQUANTIZE: dict[str, Callable[[Sums], Tensor | Codes]] = {
     "shift": requantize_by_shift,
     "factors": requantize_by_factors,
@@ -197,6 +209,7 @@ REQUANTIZE: dict[str, Callable[[Sums], Tensor | Codes]] = {
     "range": requantize_by_range,
     "dequantize": requantize_to_real,
     "double_rounding": requantize_doubly_rounded,
+    "scale_by_scale": requantize_scale_by_scale,
 }
 
 # ------------------------------------------------------------ two tensors of codes

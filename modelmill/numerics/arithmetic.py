@@ -20,6 +20,8 @@ class Arithmetic:
         "range": to float32 by s_x * s_w, float bias, then as quantize "range".
         "dequantize": to float32 by s_x * s_w, float bias, activation, then quantized as any float.
         "float": no accumulator of integers, the float operator on dequantized numbers.
+        "scale_by_scale": times s_x, then times s_w, plus a float bias, times the float32 1 / s_y,
+        plus z; rounded last, as oneDNN does.
         "factors": to float32 by the reciprocal of 1/s_x * 1/s_w, float bias (in a convolution one
         fused multiply-add), activation, then quantized as any float.
         "shift": all scales are powers of two: moved right by n bits, half rounded up.
@@ -58,9 +60,9 @@ class Arithmetic:
         requantize, divided by count; "dequantize" leaves it to the float operator.
     quantize: how a float becomes a code.
         "divide": round(x / s) + z, as ONNX says.
-        "range": round(fma(x, n / (high - low), -low * n / (high - low))), n = levels - 1, of the
-        range of the codes, all in float32 and the fused multiply-add rounded once, as OpenVINO's
-        FakeQuantize is computed. Near a tie the two differ by one code.
+        "range": round(x * k - low * k), k = n / (high - low), n = levels - 1, of the range of the
+        codes, all in float32, as OpenVINO's FakeQuantize is computed; in the kernel of a product
+        with one rounding less. Near a tie it differs from "divide" by one code.
         "half_up": floor(x / s + 1/2) + z.
         "away": x times the float32 1 / s, plus z, clamped, half rounded away from zero.
         "reciprocal": round(x times the float32 1 / s) + z.
@@ -80,6 +82,7 @@ class Arithmetic:
         "unsigned",
         "double_rounding",
         "float",
+        "scale_by_scale",
     ] = "dequantize"
     add: Literal[
         "fma", "reciprocal", "fixed_point", "double_rounding", "in_steps", "dequantize"
