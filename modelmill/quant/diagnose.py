@@ -110,10 +110,10 @@ def activation_causes(name: str, watched: Watched) -> list[Cause]:
     if not watched.elements or watched.noise == 0:
         return []
     found = []
+    if encoding.spec.axis is None:  # first, as what it makes others clip follows from it
+        found += _outlier(name, watched.reach, encoding, "channel")
     if watched.clipping > CLIPPING * watched.noise:
         found.append(Cause("saturated range", name, _clipped(watched)))
-    if encoding.spec.axis is None:
-        found += _outlier(name, watched.reach, encoding, "channel")
     found += _one_sided(name, float(watched.low_C.min()), float(watched.high_C.max()), encoding)
     few = watched.effective_codes
     if not found and few < min(FEW_CODES, encoding.spec.qmax - encoding.spec.qmin):
