@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "modelmill"
-PACKAGE_LINES = 18_000  # 16,900 with the line complete; the next parts need their own decision
+PACKAGE_LINES = 33_000  # eight engines and their file formats: docs/design/005
 FILE_LINES = 600
 FUNCTION_LINES = 60
 # A straight-line entry, read from top to bottom.
