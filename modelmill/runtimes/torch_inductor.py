@@ -9,6 +9,7 @@ https://docs.pytorch.org/ao/stable/pt2e_quantization/pt2e_quant_x86_inductor.htm
 """
 
 import importlib.util
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,11 @@ from modelmill.runtimes.slices import in_slices
 
 _COMPILERS = ("g++", "c++", "clang++")
 _KERNELS = ("onednn::", "mkldnn::", "aten::", "cpp_fused", "graph_")
+# What a C++ kernel's name may hold when it only changes formats or moves elements.
+_CONVERTS = re.compile(
+    r"graph_\d+|cpp_fused|per_tensor|per_channel|dequantize|quantize|_to_copy|clone|copy|cat|slice"
+    r"|select|view|reshape|permute|transpose|constant_pad_nd|unsqueeze|squeeze|split|expand|_|\d"
+)
 _MOVES = ("empty", "view", "reshape", "as_strided", "item", "to", "_to_copy", "copy", "resize")
 
 
@@ -148,6 +154,8 @@ def _executed_op(event: Any) -> ExecutedOp | None:
     kind: Kind = "float"
     if name.startswith("onednn::q"):
         kind = "integer"
+    elif name.startswith("graph_") and not _CONVERTS.sub("", name):
+        kind = "conversion"
     precision = "uint8" if kind == "integer" else "float32"
     return ExecutedOp(name, op, precision, kind, float(event.cpu_time_total))
 
