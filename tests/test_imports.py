@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxruntime", "openvino", "cv2", "pycocotools", "sklearn",
          "scipy", "sqlalchemy"}  # fmt: skip
 # Distributions whose modules have another name.
-MODULES = {"pillow": "PIL", "opencv_python_headless": "cv2", "scikit_learn": "sklearn"}
+MODULES = {"apache_tvm": "tvm", "opencv_python_headless": "cv2", "pillow": "PIL",
+           "scikit_learn": "sklearn"}  # fmt: skip
 
 
 def loaded_by(statement: str) -> set[str]:
