@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from modelmill import ir
+from modelmill.executor import kernels_openvino as openvino
 from modelmill.executor.bind import Call, bind, tensor, unsupported
 from modelmill.executor.codes import Codes, from_codes, real, to_logarithm
 from modelmill.executor.kernels import (
@@ -33,7 +34,6 @@ from modelmill.executor.kernels import (
     Sums,
 )
 from modelmill.executor.kernels_float import convolve_in_turn, multiply_in_turn
-from modelmill.executor.kernels_openvino import add_in_steps
 from modelmill.ir import Plan
 from modelmill.numerics import Arithmetic, Encoding
 
@@ -94,6 +94,7 @@ class IntegerModule:
         self.weights: dict[tuple[str, int], Codes] = {}
         self.exact: dict[int, torch.dtype] = {}
         self.kernels = {id(n): self._kernel(n) for n in self.nodes}
+        self.places = {v.name or "": self._place(v) for n in self.nodes for v in n.outputs}
         self.uses: dict[str, int] = {}
         for node in self.nodes:
             for value in node.inputs:
@@ -136,7 +137,7 @@ class IntegerModule:
     ) -> None:
         encoding = self.encodings.get(ir.Point(name))
         if encoding is not None and isinstance(result, Tensor):
-            result = self._quantize(result, encoding)
+            result = self._quantize(result, encoding, name)
         found[name] = result
         if visit is None or encoding is None or not isinstance(result, Codes):
             return
@@ -144,10 +145,25 @@ class IntegerModule:
         if replaced is not None:
             found[name] = from_codes(replaced, encoding)
 
-    def _quantize(self, x: Tensor, encoding: Encoding) -> Codes:
+    def _quantize(self, x: Tensor, encoding: Encoding, name: str = "") -> Codes:
         if encoding.spec.logarithmic:
             return to_logarithm(x, encoding)
+        if self.arithmetic.quantize == "range" and encoding.spec.axis is None:
+            return openvino.QUANTIZE[self.places.get(name, "alone")](x, encoding)
         return QUANTIZE[self.arithmetic.quantize](x, encoding)
+
+    def _place(self, value: ir.Value) -> str:
+        """Whose kernel quantizes the value in OpenVINO: a float or an integer product's, which
+        activations join, or one "alone".
+        """
+        node = value.producer()
+        while node is not None and node.op_type in openvino.IN_PRODUCTS:
+            before = node.inputs[0]
+            alone = before is not None and ir.used_once(before)
+            node = before.producer() if alone and before is not None else None
+        if node is None or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            return "alone"
+        return "integer" if self.kernels[id(node)] == self._accumulate else "float"
 
     # ------------------------------------------------------------ one node
 
@@ -339,7 +355,7 @@ class IntegerModule:
         output, other = self._output(node), sides[1 - kept]
         codes = sides[kept]
         assert output is not None and other is not None and isinstance(codes, Codes)
-        return add_in_steps(other, codes, output)
+        return openvino.add_in_steps(other, codes, output)
 
     def _leaky_relu(self, node: ir.Node, found: Found) -> Codes:
         x, output = self._input(node, 0, found), self._output(node)
