@@ -193,6 +193,7 @@ _UNTOLD = {
     "Add": "add",
     "Subtract": "sub",
     "Multiply": "mul",
+    "Square": "mul",  # of a tensor with itself
     "Mean": "mean",
     "LeakyReLU": "leaky_relu",
 }
@@ -212,7 +213,7 @@ def _integer_ops(program: Any) -> dict[str, list[bool]]:
     from executorch.backends.xnnpack.utils.quant_utils import is_tagged_as_implicit_q_dq
     from executorch.exir.lowered_backend_module import get_lowered_submodules
 
-    found: dict[str, list[bool]] = {name: [] for name in _UNTOLD.values()}
+    found: dict[str, list[bool]] = {name: [] for name in sorted(set(_UNTOLD.values()))}
     for _, lowered, _ in get_lowered_submodules(program):
         for node in lowered.original_module.graph_module.graph.nodes:
             kind = str(node.target).partition("aten.")[2].partition(".")[0]

@@ -69,6 +69,7 @@ PLUGIN = Target(
         leaky_relu="fixed_point",
         global_average_pool="bias",
         quantize="reciprocal",
+        float_products="from_bias",
     ),
     float_kernels=(
         ("Convolution", "Conv"),

@@ -49,7 +49,9 @@ PLUGIN = Target(
         ("Gemm", "Relu"),
         ("Add", "Relu"),
     ),
-    arithmetic=Arithmetic(requantize="scale_by_scale", quantize="reciprocal"),
+    arithmetic=Arithmetic(
+        requantize="scale_by_scale", quantize="reciprocal", float_products="in_turn"
+    ),
     guards=(
         IsaGuard(
             architectures=("x86_64", "AMD64"),

@@ -52,7 +52,7 @@ g (float[1,3,13,11] x) => (float[1,10] y, float[1,7,6,9] s) {
                 nearest_mode="floor">(m, , scales)
     v = AveragePool<kernel_shape=[2,2], strides=[2,2]>(up)
     c7 = Conv<strides=[2,2], pads=[0,1,1,0]>(v, w7, b7)
-    q = Mul(c7, c7)   d = Sub(q, c7)
+    q = Mul(c7, k)   d = Sub(q, c7)
     t = Reshape(d, stacked)   t0 = Gather<axis=0>(t, zero)
     c8 = Conv<pads=[1,1,1,1]>(t0, w8)
     p = GlobalAveragePool(c8)   f = Flatten(p)   y = Gemm(f, wg, bg)
@@ -71,6 +71,7 @@ def network(graph_from_text):
         name: random.normal(0, 1 / np.sqrt(np.prod(shape[1:])), shape)
         for name, shape in shapes.items()
     }
+    arrays["k"] = random.normal(0, 1, (24, 1, 1))
     for name in ("1", "3", "4", "5", "6", "7"):
         arrays[f"b{name}"] = random.normal(0, 0.3, shapes[f"w{name}"][0])
     arrays |= {"wg": random.normal(0, 0.2, (37, 10)), "bg": random.normal(0, 0.3, 10)}
