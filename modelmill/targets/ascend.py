@@ -5,18 +5,15 @@ asymmetric per tensor, bias int32. What a layer hands on is float16, which is qu
 the next layer reads it; float16 in between is not simulated, float32 stands for it.
 """
 
-from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Role, Scheme, Target
-
-S8 = QuantSpec(8, signed=True, symmetric=False)
-S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0)
-BIAS = QuantSpec(32, signed=True, symmetric=True, axis=0)
-LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
+from modelmill.numerics import Arithmetic
+from modelmill.targets.formats import BIAS_PER_CHANNEL, S8, S8_PER_CHANNEL
+from modelmill.targets.patterns import LAYER, PLAIN_GEMM
+from modelmill.targets.target import Limit, OpRule, Scheme, Target
 
 PLUGIN = Target(
     name="ascend",
     runtime=None,
-    schemes=(Scheme("w8a8", activation=S8, weight=S8_PER_CHANNEL, bias=BIAS),),
+    schemes=(Scheme("w8a8", activation=S8, weight=S8_PER_CHANNEL, bias=BIAS_PER_CHANNEL),),
     rules=(
         OpRule("Conv", LAYER, float_output=True, anchor=True),
         OpRule(

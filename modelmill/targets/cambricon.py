@@ -5,21 +5,21 @@ asymmetric per tensor; biases and everything between the layers are floats.
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Role, Scheme, Target
+from modelmill.targets.formats import S8
+from modelmill.targets.patterns import PLAIN_GEMM, PRODUCT
+from modelmill.targets.target import OpRule, Scheme, Target
 
-S8 = QuantSpec(8, signed=True, symmetric=False)
 S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=False, axis=0)
-LAYER: tuple[Role, ...] = ("activation", "weight")
 
 PLUGIN = Target(
     name="cambricon",
     runtime=None,
     schemes=(Scheme("w8a8", activation=S8, weight=S8_PER_CHANNEL),),
     rules=(
-        OpRule("Conv", LAYER, float_output=True, anchor=True),
-        OpRule("ConvTranspose", LAYER, float_output=True, anchor=True),
-        OpRule("Gemm", LAYER, float_output=True, anchor=True, attributes=PLAIN_GEMM),
-        OpRule("MatMul", LAYER, float_output=True, anchor=True),
+        OpRule("Conv", PRODUCT, float_output=True, anchor=True),
+        OpRule("ConvTranspose", PRODUCT, float_output=True, anchor=True),
+        OpRule("Gemm", PRODUCT, float_output=True, anchor=True, attributes=PLAIN_GEMM),
+        OpRule("MatMul", PRODUCT, float_output=True, anchor=True),
     ),
     fused=(
         ("Conv", "Add", "Relu"),

@@ -7,28 +7,21 @@ factors of 31 bits, rounded twice. Limits are those of Vela's report of supporte
 narrower of U55/U65 and U85 holds.
 """
 
-from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Role, Scheme, Target
+from modelmill.numerics import Arithmetic
+from modelmill.targets.formats import BIAS_PER_CHANNEL, NARROW_PER_CHANNEL, S8
+from modelmill.targets.litert import COUNTED, FIXED
+from modelmill.targets.patterns import LAYER, MOVES, NEAREST_RESIZE, NO_PADS, PLAIN_GEMM, ZERO_PAD
+from modelmill.targets.target import Limit, OpRule, Scheme, Target
 
-FIXED = (
-    "its int8 kernel fixes the scale of the output (1/256, Tanh 1/128), which no calibration may "
-    "change; it stays float, on the CPU beside the NPU"
-)
-S8 = QuantSpec(8, signed=True, symmetric=False)
-# "int8 weights ... restricted to [-127, 127]": LiteRT, 8-bit quantization specification.
-S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0, narrow=True)
-BIAS = QuantSpec(32, signed=True, symmetric=True, axis=0)
-
-MOVEMENT = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Split")
+MOVEMENT = (*MOVES, "Split")
 STRIDES = Limit("strides", high=3, why="Vela: kernel stride must be in the range (1,3)")
-LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
 POOL = (STRIDES, Limit("ceil_mode", high=0, why="no windows that reach beyond the end"))
-NOT_COUNTED = "LiteRT pads by itself only as TensorFlow's SAME does, which leaves the padding out"
 
 PLUGIN = Target(
     name="ethos_u",
     runtime=None,
-    schemes=(Scheme("w8a8", activation=S8, weight=S8_PER_CHANNEL, bias=BIAS),),
+    # "int8 weights ... restricted to [-127, 127]": LiteRT, 8-bit quantization specification.
+    schemes=(Scheme("w8a8", activation=S8, weight=NARROW_PER_CHANNEL, bias=BIAS_PER_CHANNEL),),
     rules=(
         OpRule("Conv", LAYER, anchor=True, limits=(STRIDES,)),
         OpRule("Gemm", LAYER, anchor=True, attributes=PLAIN_GEMM),
@@ -36,29 +29,12 @@ PLUGIN = Target(
         *(OpRule(op, ("activation", "activation")) for op in ("Add", "Sub", "Mul")),
         OpRule("LeakyRelu", ("activation",)),
         OpRule("GlobalAveragePool", ("activation",)),
-        OpRule(
-            "AveragePool",
-            ("activation",),
-            output="same",
-            attributes=(("pads", ((0, 0, 0, 0),)), ("auto_pad", ("NOTSET", "VALID"))),
-            limits=POOL,
-        ),
-        OpRule(
-            "AveragePool",
-            ("activation",),
-            output="same",
-            limits=(Limit("count_include_pad", low=1, why=NOT_COUNTED), *POOL),
-        ),
+        OpRule("AveragePool", ("activation",), output="same", attributes=NO_PADS, limits=POOL),
+        OpRule("AveragePool", ("activation",), output="same", limits=(COUNTED, *POOL)),
         OpRule("MaxPool", ("activation",), output="same", limits=(STRIDES,)),
         OpRule("Concat", ("activation",), output="same", variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
-        OpRule(
-            "Pad",
-            ("activation",),
-            output="same",
-            attributes=(("mode", ("constant",)),),
-            constants=((2, 0.0),),
-        ),
+        NEAREST_RESIZE,
+        ZERO_PAD,
         OpRule("Relu", ("activation",), output="same"),
         OpRule("Clip", ("activation",), output="same", constants=((1, 0.0), (2, 6.0))),
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
@@ -78,7 +54,9 @@ PLUGIN = Target(
         global_average_pool="double_rounding",
         quantize="divide_away",
     ),
-    refuses=tuple((op, FIXED) for op in ("Sigmoid", "Tanh", "Softmax")),
+    refuses=tuple(
+        (op, f"{FIXED}, on the CPU beside the NPU") for op in ("Sigmoid", "Tanh", "Softmax")
+    ),
     passes=("whole_average_pool",),
     export=("vela",),
     source="ethos-u-vela 5.2, SUPPORTED_OPS.md; LiteRT, 8-bit quantization specification",

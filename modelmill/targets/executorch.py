@@ -11,32 +11,21 @@ XNNPACK is one of the engines that need no narrower weights without dot-product 
 kernels for such CPUs multiply in 16 bits and add in 32.
 """
 
-from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Scheme, Target
+from modelmill.numerics import Arithmetic
+from modelmill.targets.formats import BIAS_PER_CHANNEL, NARROW_PER_CHANNEL, S8
+from modelmill.targets.patterns import LAYER, MOVES, NEAREST_RESIZE, PLAIN_GEMM, ZERO_PAD
+from modelmill.targets.target import OpRule, Scheme, Target
 
-S8 = QuantSpec(8, signed=True, symmetric=False)
-# XNNPACKQuantizer: weights -127..127
-S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0, narrow=True)
-BIAS = QuantSpec(32, signed=True, symmetric=True, axis=0)
-
-MOVEMENT = (
-    "Reshape",
-    "Flatten",
-    "Squeeze",
-    "Unsqueeze",
-    "Transpose",
-    "Slice",
-    "Gather",
-    "Split",
-)
+MOVEMENT = (*MOVES, "Split")
 
 PLUGIN = Target(
     name="executorch",
     runtime="executorch",
-    schemes=(Scheme("w8a8", activation=S8, weight=S8_PER_CHANNEL, bias=BIAS),),
+    # XNNPACKQuantizer: weights -127..127
+    schemes=(Scheme("w8a8", activation=S8, weight=NARROW_PER_CHANNEL, bias=BIAS_PER_CHANNEL),),
     rules=(
-        OpRule("Conv", ("activation", "weight", "bias"), anchor=True),
-        OpRule("Gemm", ("activation", "weight", "bias"), anchor=True, attributes=PLAIN_GEMM),
+        OpRule("Conv", LAYER, anchor=True),
+        OpRule("Gemm", LAYER, anchor=True, attributes=PLAIN_GEMM),
         OpRule("Add", ("activation", "activation")),
         OpRule("Sub", ("activation", "activation")),
         OpRule("Mul", ("activation", "activation")),
@@ -44,14 +33,8 @@ PLUGIN = Target(
         OpRule("GlobalAveragePool", ("activation",)),
         OpRule("Concat", ("activation",), output="same", variadic=True),
         OpRule("MaxPool", ("activation",), output="same", attributes=(("ceil_mode", (0,)),)),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
-        OpRule(
-            "Pad",
-            ("activation",),
-            output="same",
-            attributes=(("mode", ("constant",)),),
-            constants=((2, 0.0),),
-        ),
+        NEAREST_RESIZE,
+        ZERO_PAD,
         OpRule("Relu", ("activation",), output="same"),
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),

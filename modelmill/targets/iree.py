@@ -6,44 +6,26 @@ int8, so that both operands of a product have one sign; weights symmetric, so th
 subtracted inside; the bias int32.
 """
 
-from modelmill.numerics import Arithmetic, QuantSpec
+from modelmill.numerics import Arithmetic
+from modelmill.targets.formats import BIAS_PER_CHANNEL, S8, S8_PER_CHANNEL
+from modelmill.targets.patterns import LAYER, MOVES, NEAREST_RESIZE, PLAIN_GEMM, ZERO_PAD
 from modelmill.targets.target import OpRule, Scheme, Target
 
-S8 = QuantSpec(8, signed=True, symmetric=False)
-S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0)
-BIAS = QuantSpec(32, signed=True, symmetric=True, axis=0)
-
-MOVEMENT = (
-    "Reshape",
-    "Flatten",
-    "Squeeze",
-    "Unsqueeze",
-    "Transpose",
-    "Slice",
-    "Gather",
-    "Expand",
-    "MaxPool",
-)
+MOVEMENT = (*MOVES, "Expand", "MaxPool")
 
 PLUGIN = Target(
     name="iree",
     runtime="iree",
-    schemes=(Scheme("w8a8", activation=S8, weight=S8_PER_CHANNEL, bias=BIAS),),
+    schemes=(Scheme("w8a8", activation=S8, weight=S8_PER_CHANNEL, bias=BIAS_PER_CHANNEL),),
     rules=(
         OpRule(
             "Conv",
-            ("activation", "weight", "bias"),
+            LAYER,
             float_output=True,
             anchor=True,
             attributes=(("auto_pad", ("NOTSET", "VALID")),),
         ),
-        OpRule(
-            "Gemm",
-            ("activation", "weight", "bias"),
-            float_output=True,
-            anchor=True,
-            attributes=(("alpha", (1.0,)), ("beta", (1.0,)), ("transA", (0,))),
-        ),
+        OpRule("Gemm", LAYER, float_output=True, anchor=True, attributes=PLAIN_GEMM),
         OpRule("MatMul", ("activation", "weight"), float_output=True, anchor=True),
         OpRule("Add", ("activation", "activation"), float_output=True),
         # Windows that count different numbers of elements have no single factor: they stay float.
@@ -67,14 +49,8 @@ PLUGIN = Target(
         ),
         OpRule("GlobalAveragePool", ("activation",)),
         OpRule("Concat", ("activation",), variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
-        OpRule(
-            "Pad",
-            ("activation",),
-            output="same",
-            attributes=(("mode", ("constant",)),),
-            constants=((2, 0.0),),
-        ),
+        NEAREST_RESIZE,
+        ZERO_PAD,
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),
     fused=(

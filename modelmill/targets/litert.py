@@ -9,29 +9,16 @@ XNNPACK needs no narrower weights without dot-product instructions: its kernels 
 multiply in 16 bits and add in 32.
 """
 
-from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Scheme, Target
+from modelmill.numerics import Arithmetic
+from modelmill.targets.formats import BIAS_PER_CHANNEL, NARROW_PER_CHANNEL, S8
+from modelmill.targets.patterns import LAYER, MOVES, NEAREST_RESIZE, NO_PADS, PLAIN_GEMM, ZERO_PAD
+from modelmill.targets.target import Limit, OpRule, Scheme, Target
 
 FIXED = (
     "its int8 kernel fixes the scale of the output (1/256, Tanh 1/128), which no calibration may "
     "change; it stays float"
 )
-S8 = QuantSpec(8, signed=True, symmetric=False)
-S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0, narrow=True)
-# "int8 weights ... restricted to [-127, 127]": 8-bit quantization specification.
-BIAS = QuantSpec(32, signed=True, symmetric=True, axis=0)
-
-MOVEMENT = (
-    "Reshape",
-    "Flatten",
-    "Squeeze",
-    "Unsqueeze",
-    "Transpose",
-    "Slice",
-    "Gather",
-    "Split",
-    "MaxPool",
-)
+MOVEMENT = (*MOVES, "Split", "MaxPool")
 # Kernels by their name in the schema, and the operator that a float one of them means.
 KERNELS = (
     ("CONV_2D", "Conv"),
@@ -48,53 +35,41 @@ KERNELS = (
     ("CONCATENATION", "Concat"),
     ("RESIZE_NEAREST_NEIGHBOR", "Resize"),
 )
-NOT_COUNTED = "LiteRT pads by itself only as TensorFlow's SAME does, which leaves the padding out"
+COUNTED = Limit(
+    "count_include_pad",
+    low=1,
+    why="LiteRT pads by itself only as TensorFlow's SAME does, which leaves the padding out",
+)
 FLOOR = Limit("ceil_mode", high=0, why="LiteRT's pools have no windows that reach beyond the end")
 
 PLUGIN = Target(
     name="litert",
     runtime="litert",
-    schemes=(Scheme("w8a8", activation=S8, weight=S8_PER_CHANNEL, bias=BIAS),),
+    # "int8 weights ... restricted to [-127, 127]": 8-bit quantization specification.
+    schemes=(Scheme("w8a8", activation=S8, weight=NARROW_PER_CHANNEL, bias=BIAS_PER_CHANNEL),),
     rules=(
-        OpRule("Conv", ("activation", "weight", "bias"), anchor=True),
+        OpRule("Conv", LAYER, anchor=True),
         OpRule(
             "ConvTranspose",
-            ("activation", "weight", "bias"),
+            LAYER,
             anchor=True,
             limits=(
                 Limit("group", high=1, why="TRANSPOSE_CONV has no groups"),
                 Limit("dilations", high=1, why="TRANSPOSE_CONV has no dilation"),
             ),
         ),
-        OpRule("Gemm", ("activation", "weight", "bias"), anchor=True, attributes=PLAIN_GEMM),
+        OpRule("Gemm", LAYER, anchor=True, attributes=PLAIN_GEMM),
         OpRule("MatMul", ("activation", "weight"), anchor=True),
         OpRule("Add", ("activation", "activation")),
         OpRule("Sub", ("activation", "activation")),
         OpRule("Mul", ("activation", "activation")),
         OpRule("LeakyRelu", ("activation",)),
         OpRule("GlobalAveragePool", ("activation",)),
-        OpRule(
-            "AveragePool",
-            ("activation",),
-            output="same",
-            attributes=(("pads", ((0, 0, 0, 0),)), ("auto_pad", ("NOTSET", "VALID"))),
-            limits=(FLOOR,),
-        ),
-        OpRule(
-            "AveragePool",
-            ("activation",),
-            output="same",
-            limits=(Limit("count_include_pad", low=1, why=NOT_COUNTED), FLOOR),
-        ),
+        OpRule("AveragePool", ("activation",), output="same", attributes=NO_PADS, limits=(FLOOR,)),
+        OpRule("AveragePool", ("activation",), output="same", limits=(COUNTED, FLOOR)),
         OpRule("Concat", ("activation",), output="same", variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
-        OpRule(
-            "Pad",
-            ("activation",),
-            output="same",
-            attributes=(("mode", ("constant",)),),
-            constants=((2, 0.0),),
-        ),
+        NEAREST_RESIZE,
+        ZERO_PAD,
         OpRule("Relu", ("activation",), output="same"),
         OpRule("Clip", ("activation",), output="same", constants=((1, 0.0), (2, 6.0))),
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),

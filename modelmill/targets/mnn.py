@@ -10,13 +10,12 @@ numbers, which cannot saturate and is slower than float. The faster kernel for 7
 used: in 3.6.1 it leaves out the scale of what it reads.
 """
 
-from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Scheme, Target
+from modelmill.numerics import Arithmetic
+from modelmill.targets.formats import NARROW_PER_CHANNEL, S8
+from modelmill.targets.patterns import MOVES, PLAIN_GEMM, PRODUCT, ZERO_PAD
+from modelmill.targets.target import Limit, OpRule, Scheme, Target
 
-S8 = QuantSpec(8, signed=True, symmetric=False)
-S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0, narrow=True)
-
-MOVEMENT = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Relu")
+MOVEMENT = (*MOVES, "Relu")
 SUMS = ("Add", "Sub", "Mul")
 NOT_NAMED = (("auto_pad", ("NOTSET", "VALID")),)
 IMAGES = Limit("rank", low=4, high=4, why="its layers on codes are two-dimensional")
@@ -26,18 +25,18 @@ WHOLE = Limit("ceil_mode", high=0, why="a window over the edge is counted anothe
 PLUGIN = Target(
     name="mnn",
     runtime="mnn",
-    schemes=(Scheme("w8a8", activation=S8, weight=S8_PER_CHANNEL),),
+    schemes=(Scheme("w8a8", activation=S8, weight=NARROW_PER_CHANNEL),),
     rules=(
         OpRule(
             "Conv",
-            ("activation", "weight"),
+            PRODUCT,
             anchor=True,
             attributes=(("group", (1,)), *NOT_NAMED),
             limits=(IMAGES,),
         ),
         OpRule(
             "Conv",
-            ("activation", "weight"),
+            PRODUCT,
             anchor=True,
             attributes=NOT_NAMED,
             limits=(
@@ -46,8 +45,8 @@ PLUGIN = Target(
                 Limit("outputs_per_group", high=1, why="depthwise kernels write what they read"),
             ),
         ),
-        OpRule("Gemm", ("activation", "weight"), anchor=True, attributes=PLAIN_GEMM),
-        OpRule("MatMul", ("activation", "weight"), anchor=True),
+        OpRule("Gemm", PRODUCT, anchor=True, attributes=PLAIN_GEMM),
+        OpRule("MatMul", PRODUCT, anchor=True),
         *(OpRule(op, ("activation", "activation"), limits=(COMPUTED,)) for op in SUMS),
         OpRule(
             "AveragePool",
@@ -67,13 +66,7 @@ PLUGIN = Target(
         ),
         OpRule("GlobalAveragePool", ("activation",), output="same"),
         OpRule("Concat", ("activation",), output="same", variadic=True),
-        OpRule(
-            "Pad",
-            ("activation",),
-            output="same",
-            attributes=(("mode", ("constant",)),),
-            constants=((2, 0.0),),
-        ),
+        ZERO_PAD,
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),
     fused=tuple(

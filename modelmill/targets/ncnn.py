@@ -12,21 +12,22 @@ needs fewer bits. Winograd is used where its sums stay exact, which the writer b
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Scheme, Target
+from modelmill.targets.formats import NARROW_PER_CHANNEL
+from modelmill.targets.patterns import PLAIN_GEMM, PRODUCT
+from modelmill.targets.target import Limit, OpRule, Scheme, Target
 
 # quantize.cpp: float2int8 gives -127..127; there is no zero point.
 S8 = QuantSpec(8, signed=True, symmetric=True, narrow=True)
-# convolution.cpp: weight_data_int8_scales has one number for each output channel.
-S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0, narrow=True)
 
 PLUGIN = Target(
     name="ncnn",
     runtime="ncnn",
-    schemes=(Scheme("w8a8", activation=S8, weight=S8_PER_CHANNEL),),
+    # convolution.cpp: weight_data_int8_scales has one number for each output channel.
+    schemes=(Scheme("w8a8", activation=S8, weight=NARROW_PER_CHANNEL),),
     rules=(
         OpRule(
             "Conv",
-            ("activation", "weight"),
+            PRODUCT,
             output="float",
             anchor=True,
             limits=(
@@ -41,10 +42,8 @@ PLUGIN = Target(
                 ),
             ),
         ),
-        OpRule(
-            "Gemm", ("activation", "weight"), output="float", anchor=True, attributes=PLAIN_GEMM
-        ),
-        OpRule("MatMul", ("activation", "weight"), output="float", anchor=True),
+        OpRule("Gemm", PRODUCT, output="float", anchor=True, attributes=PLAIN_GEMM),
+        OpRule("MatMul", PRODUCT, output="float", anchor=True),
     ),
     fused=(
         ("Conv", "Relu"),

@@ -7,10 +7,10 @@ from a QDQ file: the mapper takes clip values and a float model.
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Role, Scheme, Target
+from modelmill.targets.patterns import NEAREST_RESIZE, PLAIN_GEMM, PRODUCT
+from modelmill.targets.target import OpRule, Scheme, Target
 
 LOG8 = QuantSpec(8, signed=False, symmetric=True, logarithmic=True)
-LAYER: tuple[Role, ...] = ("activation", "weight")
 MOVEMENT = ("Reshape", "Flatten", "Transpose", "Slice", "Split")
 FUNCTIONS = ("Relu", "PRelu", "LeakyRelu", "Sigmoid", "Tanh", "Softmax")
 
@@ -19,16 +19,16 @@ PLUGIN = Target(
     runtime=None,
     schemes=(Scheme("w8a8", activation=LOG8, weight=LOG8),),
     rules=(
-        OpRule("Conv", LAYER, anchor=True),
-        OpRule("ConvTranspose", LAYER, anchor=True),
-        OpRule("Gemm", LAYER, anchor=True, attributes=PLAIN_GEMM),
+        OpRule("Conv", PRODUCT, anchor=True),
+        OpRule("ConvTranspose", PRODUCT, anchor=True),
+        OpRule("Gemm", PRODUCT, anchor=True, attributes=PLAIN_GEMM),
         OpRule("Add", ("activation", "activation")),
         OpRule("Mul", ("activation", "activation")),
         OpRule("MaxPool", ("activation",), output="same"),
         OpRule("AveragePool", ("activation",)),
         OpRule("GlobalAveragePool", ("activation",)),
         OpRule("Concat", ("activation",), variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
+        NEAREST_RESIZE,
         *(OpRule(op, ("activation",)) for op in FUNCTIONS),
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),

@@ -5,20 +5,20 @@ its output, half rounded up.
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Role, Scheme, Target
+from modelmill.targets.formats import BIAS_PER_CHANNEL
+from modelmill.targets.patterns import LAYER, NEAREST_RESIZE, PLAIN_GEMM, ZERO_PAD
+from modelmill.targets.target import OpRule, Scheme, Target
 
 S8 = QuantSpec(8, signed=True, symmetric=True, power_of_two=True)
 S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0, power_of_two=True)
-BIAS = QuantSpec(32, signed=True, symmetric=True, axis=0)
 
 MOVEMENT = ("Reshape", "Flatten", "Transpose", "Slice", "Gather", "MaxPool")
 FUNCTIONS = ("Relu", "PRelu", "LeakyRelu", "Clip", "Sigmoid")
-LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
 
 PLUGIN = Target(
     name="nxp_imx",
     runtime=None,
-    schemes=(Scheme("w8a8", activation=S8, weight=S8_PER_CHANNEL, bias=BIAS),),
+    schemes=(Scheme("w8a8", activation=S8, weight=S8_PER_CHANNEL, bias=BIAS_PER_CHANNEL),),
     rules=(
         OpRule("Conv", LAYER, anchor=True),
         OpRule("ConvTranspose", LAYER, anchor=True),
@@ -27,14 +27,8 @@ PLUGIN = Target(
         OpRule("AveragePool", ("activation",)),
         OpRule("GlobalAveragePool", ("activation",)),
         OpRule("Concat", ("activation",), variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
-        OpRule(
-            "Pad",
-            ("activation",),
-            output="same",
-            attributes=(("mode", ("constant",)),),
-            constants=((2, 0.0),),
-        ),
+        NEAREST_RESIZE,
+        ZERO_PAD,
         *(OpRule(op, ("activation",)) for op in FUNCTIONS),
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),

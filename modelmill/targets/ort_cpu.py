@@ -7,41 +7,24 @@ into the Q that follows. Ops that move data run on codes when both sides share a
 no QDQ rule, so it is written on codes, which the ONNX standard allows for 8-bit types.
 """
 
-from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, IsaGuard, OpRule, Scheme, Target
+from modelmill.numerics import Arithmetic
+from modelmill.targets.formats import BIAS_PER_CHANNEL, S8_PER_CHANNEL, U8
+from modelmill.targets.guards import needs_vnni
+from modelmill.targets.patterns import LAYER, MOVES, NEAREST_RESIZE, PLAIN_GEMM, ZERO_PAD
+from modelmill.targets.target import OpRule, Scheme, Target
 
-# "U8S8 ... is the fastest on x86 with AVX2 or better; on Arm either": onnxruntime.ai, quantize ONNX
-# models, data types.
-U8 = QuantSpec(8, signed=False, symmetric=False)
-S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0)
-BIAS = QuantSpec(32, signed=True, symmetric=True, axis=0)
-
-MOVEMENT = (
-    "Reshape",
-    "Flatten",
-    "Squeeze",
-    "Unsqueeze",
-    "Transpose",
-    "Slice",
-    "Gather",
-    "Expand",
-    "Tile",
-)
+MOVEMENT = (*MOVES, "Expand", "Tile")
 CODES = (*MOVEMENT, "Pad", "MaxPool", "Resize")
 
 PLUGIN = Target(
     name="ort_cpu",
     runtime="onnxruntime",
-    schemes=(Scheme("w8a8", activation=U8, weight=S8_PER_CHANNEL, bias=BIAS),),
+    # "U8S8 ... is the fastest on x86 with AVX2 or better; on Arm either": onnxruntime.ai, quantize
+    # ONNX models, data types.
+    schemes=(Scheme("w8a8", activation=U8, weight=S8_PER_CHANNEL, bias=BIAS_PER_CHANNEL),),
     rules=(
-        OpRule("Conv", ("activation", "weight", "bias"), anchor=True),
-        OpRule(
-            "Gemm",
-            ("activation", "weight", "bias"),
-            float_output=True,
-            anchor=True,
-            attributes=PLAIN_GEMM,
-        ),
+        OpRule("Conv", LAYER, anchor=True),
+        OpRule("Gemm", LAYER, float_output=True, anchor=True, attributes=PLAIN_GEMM),
         OpRule("MatMul", ("activation", "weight"), float_output=True, anchor=True),
         OpRule("MatMul", ("activation", "activation"), float_output=True),
         OpRule("Add", ("activation", "activation")),
@@ -51,14 +34,8 @@ PLUGIN = Target(
         OpRule("LeakyRelu", ("activation",)),  # a table of 256 codes
         OpRule("Concat", ("activation",), variadic=True),
         OpRule("MaxPool", ("activation",), output="same"),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
-        OpRule(
-            "Pad",
-            ("activation",),
-            output="same",
-            attributes=(("mode", ("constant",)),),
-            constants=((2, 0.0),),
-        ),
+        NEAREST_RESIZE,
+        ZERO_PAD,
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),
     fused=(("Conv", "Relu"), ("Conv", "Clip"), ("Add", "Relu"), ("Gemm", "Relu"), ("Mul", "Relu")),
@@ -75,13 +52,8 @@ PLUGIN = Target(
         global_average_pool="ratio",
     ),
     guards=(
-        IsaGuard(
-            architectures=("x86_64", "AMD64"),
-            needs_one_of=("avx512_vnni", "avx_vnni"),
-            weight_bits=7,
-            why="without VNNI the u8 x s8 kernels add pairs of products in 16 bits, which saturate "
-            "with 8-bit weights",
-            source="onnxruntime.ai, quantize ONNX models, 'When and why do I need to try U8U8?'",
+        needs_vnni(
+            "the", "onnxruntime.ai, quantize ONNX models, 'When and why do I need to try U8U8?'"
         ),
     ),
     float_kernels=(

@@ -5,11 +5,11 @@ PPQ, OpenPPL's own tool, quantizes the same operators symmetrically, which is a 
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Scheme, Target
+from modelmill.targets.formats import BIAS_PER_CHANNEL, U8
+from modelmill.targets.patterns import LAYER, LINEAR_RESIZE, NEAREST_RESIZE, PLAIN_GEMM
+from modelmill.targets.target import OpRule, Scheme, Target
 
-U8 = QuantSpec(8, signed=False, symmetric=False)
 U8_PER_CHANNEL = QuantSpec(8, signed=False, symmetric=False, axis=0)
-BIAS = QuantSpec(32, signed=True, symmetric=True, axis=0)
 
 MOVEMENT = ("Reshape", "Flatten", "Transpose", "Slice", "Gather", "Split", "MaxPool")
 FUNCTIONS = ("Relu", "PRelu", "LeakyRelu", "Clip", "Sigmoid", "ReduceMean")
@@ -17,17 +17,17 @@ FUNCTIONS = ("Relu", "PRelu", "LeakyRelu", "Clip", "Sigmoid", "ReduceMean")
 PLUGIN = Target(
     name="ppl_cuda",
     runtime=None,
-    schemes=(Scheme("w8a8", activation=U8, weight=U8_PER_CHANNEL, bias=BIAS),),
+    schemes=(Scheme("w8a8", activation=U8, weight=U8_PER_CHANNEL, bias=BIAS_PER_CHANNEL),),
     rules=(
-        OpRule("Conv", ("activation", "weight", "bias"), anchor=True),
-        OpRule("Gemm", ("activation", "weight", "bias"), anchor=True, attributes=PLAIN_GEMM),
+        OpRule("Conv", LAYER, anchor=True),
+        OpRule("Gemm", LAYER, anchor=True, attributes=PLAIN_GEMM),
         OpRule("Add", ("activation", "activation")),
         OpRule("Mul", ("activation", "activation")),
         OpRule("AveragePool", ("activation",)),
         OpRule("GlobalAveragePool", ("activation",)),
         OpRule("Concat", ("activation",), variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
-        OpRule("Resize", ("activation",), attributes=(("mode", ("linear",)),)),
+        NEAREST_RESIZE,
+        LINEAR_RESIZE,
         *(OpRule(op, ("activation",)) for op in FUNCTIONS),
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),

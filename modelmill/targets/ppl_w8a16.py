@@ -4,16 +4,13 @@ Weights 8 bits asymmetric per tensor, activations 16 bits asymmetric. With so ma
 hardly matters and the loss is that of the weights alone.
 """
 
-from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Role, Scheme, Target
-
-U8 = QuantSpec(8, signed=False, symmetric=False)
-U16 = QuantSpec(16, signed=False, symmetric=False)
-BIAS = QuantSpec(32, signed=True, symmetric=True)
+from modelmill.numerics import Arithmetic
+from modelmill.targets.formats import BIAS, U8, U16
+from modelmill.targets.patterns import LAYER, LINEAR_RESIZE, NEAREST_RESIZE, PLAIN_GEMM, ZERO_PAD
+from modelmill.targets.target import OpRule, Scheme, Target
 
 MOVEMENT = ("Reshape", "Flatten", "Transpose", "Slice", "Gather", "Split", "MaxPool")
 FUNCTIONS = ("Relu", "PRelu", "LeakyRelu", "Clip", "Sigmoid", "Softmax", "ReduceMean")
-LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
 
 PLUGIN = Target(
     name="ppl_w8a16",
@@ -27,15 +24,9 @@ PLUGIN = Target(
         OpRule("AveragePool", ("activation",)),
         OpRule("GlobalAveragePool", ("activation",)),
         OpRule("Concat", ("activation",), variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
-        OpRule("Resize", ("activation",), attributes=(("mode", ("linear",)),)),
-        OpRule(
-            "Pad",
-            ("activation",),
-            output="same",
-            attributes=(("mode", ("constant",)),),
-            constants=((2, 0.0),),
-        ),
+        NEAREST_RESIZE,
+        LINEAR_RESIZE,
+        ZERO_PAD,
         *(OpRule(op, ("activation",)) for op in FUNCTIONS),
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),

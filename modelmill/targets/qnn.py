@@ -5,19 +5,20 @@ bits. The converter takes a float model and a file of encodings that overrides i
 or a QDQ model. Outputs of the model are codes as well.
 """
 
-from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Role, Scheme, Target
-
-U8 = QuantSpec(8, signed=False, symmetric=False)
-U16 = QuantSpec(16, signed=False, symmetric=False)
-BIAS = QuantSpec(32, signed=True, symmetric=True)
-
-MOVEMENT = (
-    *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Split"),
-    *("MaxPool", "DepthToSpace", "SpaceToDepth"),
+from modelmill.numerics import Arithmetic
+from modelmill.targets.formats import BIAS, U8, U16
+from modelmill.targets.patterns import (
+    LAYER,
+    LINEAR_RESIZE,
+    MOVES,
+    NEAREST_RESIZE,
+    PLAIN_GEMM,
+    ZERO_PAD,
 )
+from modelmill.targets.target import OpRule, Scheme, Target
+
+MOVEMENT = (*MOVES, "Split", "MaxPool", "DepthToSpace", "SpaceToDepth")
 FUNCTIONS = ("Relu", "PRelu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSwish", "Softmax", "Abs")
-LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
 
 PLUGIN = Target(
     name="qnn",
@@ -36,15 +37,9 @@ PLUGIN = Target(
         OpRule("AveragePool", ("activation",)),
         OpRule("GlobalAveragePool", ("activation",)),
         OpRule("Concat", ("activation",), variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
-        OpRule("Resize", ("activation",), attributes=(("mode", ("linear",)),)),
-        OpRule(
-            "Pad",
-            ("activation",),
-            output="same",
-            attributes=(("mode", ("constant",)),),
-            constants=((2, 0.0),),
-        ),
+        NEAREST_RESIZE,
+        LINEAR_RESIZE,
+        ZERO_PAD,
         *(OpRule(op, ("activation",)) for op in FUNCTIONS),
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),

@@ -4,15 +4,13 @@ uint8 asymmetric per tensor, weights too, biases int32; outputs of the model are
 joined by a Concat has one encoding before and behind it. A ReLU is part of the layer before it.
 """
 
-from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Role, Scheme, Target
-
-U8 = QuantSpec(8, signed=False, symmetric=False)
-BIAS = QuantSpec(32, signed=True, symmetric=True)
+from modelmill.numerics import Arithmetic
+from modelmill.targets.formats import BIAS, U8
+from modelmill.targets.patterns import LAYER, LINEAR_RESIZE, NEAREST_RESIZE, PLAIN_GEMM
+from modelmill.targets.target import OpRule, Scheme, Target
 
 MOVEMENT = ("Reshape", "Flatten", "Transpose", "Slice", "Gather", "Split", "MaxPool")
 FUNCTIONS = ("Relu", "PRelu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "Abs")
-LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
 
 PLUGIN = Target(
     name="rockchip",
@@ -27,8 +25,8 @@ PLUGIN = Target(
         OpRule("AveragePool", ("activation",)),
         OpRule("GlobalAveragePool", ("activation",)),
         OpRule("Concat", ("activation",), output="same", variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
-        OpRule("Resize", ("activation",), attributes=(("mode", ("linear",)),)),
+        NEAREST_RESIZE,
+        LINEAR_RESIZE,
         *(OpRule(op, ("activation",)) for op in FUNCTIONS),
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),

@@ -5,14 +5,14 @@ wants the smallest exponent of each layer's accumulator, which follows from the 
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Role, Scheme, Target
+from modelmill.targets.formats import BIAS
+from modelmill.targets.patterns import LAYER, LINEAR_RESIZE, NEAREST_RESIZE, PLAIN_GEMM
+from modelmill.targets.target import OpRule, Scheme, Target
 
 S8 = QuantSpec(8, signed=True, symmetric=True, narrow=True)
-BIAS = QuantSpec(32, signed=True, symmetric=True)
 
 MOVEMENT = ("Reshape", "Flatten", "Transpose", "Slice", "Gather", "Split", "MaxPool")
 FUNCTIONS = ("Relu", "PRelu", "Clip", "Abs", "Sigmoid")
-LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
 
 PLUGIN = Target(
     name="stpu",
@@ -27,8 +27,8 @@ PLUGIN = Target(
         OpRule("AveragePool", ("activation",)),
         OpRule("GlobalAveragePool", ("activation",)),
         OpRule("Concat", ("activation",), variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
-        OpRule("Resize", ("activation",), attributes=(("mode", ("linear",)),)),
+        NEAREST_RESIZE,
+        LINEAR_RESIZE,
         *(OpRule(op, ("activation",)) for op in FUNCTIONS),
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),

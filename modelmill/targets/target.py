@@ -13,13 +13,6 @@ from modelmill.numerics import Arithmetic, QuantSpec
 
 Role = Literal["activation", "weight", "bias", "float"]
 
-# A Gemm that is a fully connected layer: integer kernels know no factors and no turned activations.
-PLAIN_GEMM: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("alpha", (1.0,)),
-    ("beta", (1.0,)),
-    ("transA", (0,)),
-)
-
 
 @dataclass(frozen=True)
 class Limit:

@@ -3,11 +3,10 @@
 uint8 asymmetric per tensor, weights too. Its converter joins a convolution with ReLU or ReLU6.
 """
 
-from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Scheme, Target
-
-U8 = QuantSpec(8, signed=False, symmetric=False)
-BIAS = QuantSpec(32, signed=True, symmetric=True)
+from modelmill.numerics import Arithmetic
+from modelmill.targets.formats import BIAS, U8
+from modelmill.targets.patterns import LAYER, NEAREST_RESIZE, PLAIN_GEMM
+from modelmill.targets.target import OpRule, Scheme, Target
 
 MOVEMENT = ("Reshape", "Flatten", "Transpose", "Slice", "Gather", "Split", "MaxPool")
 FUNCTIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSwish")
@@ -17,14 +16,14 @@ PLUGIN = Target(
     runtime=None,
     schemes=(Scheme("w8a8", activation=U8, weight=U8, bias=BIAS),),
     rules=(
-        OpRule("Conv", ("activation", "weight", "bias"), anchor=True),
-        OpRule("Gemm", ("activation", "weight", "bias"), anchor=True, attributes=PLAIN_GEMM),
+        OpRule("Conv", LAYER, anchor=True),
+        OpRule("Gemm", LAYER, anchor=True, attributes=PLAIN_GEMM),
         OpRule("Add", ("activation", "activation")),
         OpRule("Mul", ("activation", "activation")),
         OpRule("AveragePool", ("activation",)),
         OpRule("GlobalAveragePool", ("activation",)),
         OpRule("Concat", ("activation",), variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
+        NEAREST_RESIZE,
         *(OpRule(op, ("activation",)) for op in FUNCTIONS),
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),

@@ -8,35 +8,30 @@ with weights and on the other branch of a residual addition.
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Scheme, Target
+from modelmill.targets.formats import NARROW_PER_CHANNEL
+from modelmill.targets.patterns import MOVES, NEAREST_RESIZE, PLAIN_GEMM, PRODUCT
+from modelmill.targets.target import OpRule, Scheme, Target
 
 S8 = QuantSpec(8, signed=True, symmetric=True)
-S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0, narrow=True)
 
 # Q and DQ commute with these: "Q/DQ layer-placement", Q/DQ propagation.
-MOVEMENT = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "MaxPool")
+MOVEMENT = (*MOVES, "MaxPool")
 
 PLUGIN = Target(
     name="tensorrt",
     runtime=None,
-    schemes=(Scheme("w8a8", activation=S8, weight=S8_PER_CHANNEL),),
+    schemes=(Scheme("w8a8", activation=S8, weight=NARROW_PER_CHANNEL),),
     rules=(
-        OpRule("Conv", ("activation", "weight"), float_output=True, anchor=True),
-        OpRule("ConvTranspose", ("activation", "weight"), float_output=True, anchor=True),
-        OpRule(
-            "Gemm",
-            ("activation", "weight"),
-            float_output=True,
-            anchor=True,
-            attributes=PLAIN_GEMM,
-        ),
-        OpRule("MatMul", ("activation", "weight"), float_output=True, anchor=True),
+        OpRule("Conv", PRODUCT, float_output=True, anchor=True),
+        OpRule("ConvTranspose", PRODUCT, float_output=True, anchor=True),
+        OpRule("Gemm", PRODUCT, float_output=True, anchor=True, attributes=PLAIN_GEMM),
+        OpRule("MatMul", PRODUCT, float_output=True, anchor=True),
         OpRule("MatMul", ("activation", "activation"), float_output=True),
         OpRule("Add", ("activation", "activation"), float_output=True),
         OpRule("AveragePool", ("activation",), float_output=True),
         OpRule("GlobalAveragePool", ("activation",), float_output=True),
         OpRule("Concat", ("activation",), float_output=True, variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
+        NEAREST_RESIZE,
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),
     fused=(

@@ -6,15 +6,15 @@ ranges in its file leave that open, the simulation stays signed.
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Role, Scheme, Target
+from modelmill.targets.formats import BIAS
+from modelmill.targets.patterns import LAYER, LINEAR_RESIZE, NEAREST_RESIZE, PLAIN_GEMM, ZERO_PAD
+from modelmill.targets.target import Limit, OpRule, Scheme, Target
 
 S8 = QuantSpec(8, signed=True, symmetric=True, power_of_two=True)
 WEIGHT = QuantSpec(8, signed=True, symmetric=True)
-BIAS = QuantSpec(32, signed=True, symmetric=True)
 
 MOVEMENT = ("Reshape", "Flatten", "Transpose", "Slice", "Gather", "Split")
 FUNCTIONS = ("Relu", "PRelu", "LeakyRelu", "Clip", "Sigmoid", "Tanh")
-LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
 POOL = (
     Limit("kernel_shape", high=3, why="validated: 1x1 to 3x3"),
     Limit("strides", high=2, why="validated: at most 2"),
@@ -45,15 +45,9 @@ PLUGIN = Target(
         OpRule("AveragePool", ("activation",), limits=POOL),
         OpRule("GlobalAveragePool", ("activation",)),
         OpRule("Concat", ("activation",), variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
-        OpRule("Resize", ("activation",), attributes=(("mode", ("linear",)),)),
-        OpRule(
-            "Pad",
-            ("activation",),
-            output="same",
-            attributes=(("mode", ("constant",)),),
-            constants=((2, 0.0),),
-        ),
+        NEAREST_RESIZE,
+        LINEAR_RESIZE,
+        ZERO_PAD,
         *(OpRule(op, ("activation",)) for op in FUNCTIONS),
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),

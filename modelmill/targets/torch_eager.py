@@ -6,42 +6,26 @@ of the plan under ideal arithmetic; its latency is that of float layers with con
 them.
 """
 
-from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, OpRule, Scheme, Target
+from modelmill.numerics import Arithmetic
+from modelmill.targets.formats import S8_PER_CHANNEL, U8
+from modelmill.targets.patterns import MOVES, NEAREST_RESIZE, PLAIN_GEMM, PRODUCT, ZERO_PAD
+from modelmill.targets.target import OpRule, Scheme, Target
 
-U8 = QuantSpec(8, signed=False, symmetric=False)
-S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0)
-
-MOVEMENT = (
-    *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "MaxPool"),
-    *("Split", "Expand", "Tile"),
-)
+MOVEMENT = (*MOVES, "MaxPool", "Split", "Expand", "Tile")
 
 PLUGIN = Target(
     name="torch_eager",
     runtime="torch_eager",
     schemes=(Scheme("w8a8", activation=U8, weight=S8_PER_CHANNEL),),
     rules=(
-        OpRule("Conv", ("activation", "weight"), float_output=True, anchor=True),
-        OpRule("ConvTranspose", ("activation", "weight"), float_output=True, anchor=True),
-        OpRule(
-            "Gemm",
-            ("activation", "weight"),
-            float_output=True,
-            anchor=True,
-            attributes=PLAIN_GEMM,
-        ),
-        OpRule("MatMul", ("activation", "weight"), float_output=True, anchor=True),
+        OpRule("Conv", PRODUCT, float_output=True, anchor=True),
+        OpRule("ConvTranspose", PRODUCT, float_output=True, anchor=True),
+        OpRule("Gemm", PRODUCT, float_output=True, anchor=True, attributes=PLAIN_GEMM),
+        OpRule("MatMul", PRODUCT, float_output=True, anchor=True),
         OpRule("Add", ("activation", "activation"), float_output=True),
         OpRule("Concat", ("activation",), float_output=True, variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
-        OpRule(
-            "Pad",
-            ("activation",),
-            output="same",
-            attributes=(("mode", ("constant",)),),
-            constants=((2, 0.0),),
-        ),
+        NEAREST_RESIZE,
+        ZERO_PAD,
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),
     fused=(

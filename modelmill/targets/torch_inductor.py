@@ -5,41 +5,26 @@ and a ReLU, a clip or the addition of a residual is fused. What is not a convolu
 product becomes C++ that inductor writes, in float32 between codes.
 """
 
-from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, IsaGuard, OpRule, Scheme, Target
+from modelmill.numerics import Arithmetic
+from modelmill.targets.formats import S8_PER_CHANNEL, U8
+from modelmill.targets.guards import needs_vnni
+from modelmill.targets.patterns import MOVES, NEAREST_RESIZE, PLAIN_GEMM, PRODUCT, ZERO_PAD
+from modelmill.targets.target import OpRule, Scheme, Target
 
-# X86InductorQuantizer: uint8 per tensor, int8 symmetric per channel
-U8 = QuantSpec(8, signed=False, symmetric=False)
-S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0)
-
-MOVEMENT = (
-    *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "MaxPool"),
-    "Split",
-)
+MOVEMENT = (*MOVES, "MaxPool", "Split")
 
 PLUGIN = Target(
     name="torch_inductor",
     runtime="torch_inductor",
+    # X86InductorQuantizer: uint8 per tensor, int8 symmetric per channel
     schemes=(Scheme("w8a8", activation=U8, weight=S8_PER_CHANNEL),),
     rules=(
-        OpRule("Conv", ("activation", "weight"), float_output=True, anchor=True),
-        OpRule(
-            "Gemm",
-            ("activation", "weight"),
-            float_output=True,
-            anchor=True,
-            attributes=PLAIN_GEMM,
-        ),
+        OpRule("Conv", PRODUCT, float_output=True, anchor=True),
+        OpRule("Gemm", PRODUCT, float_output=True, anchor=True, attributes=PLAIN_GEMM),
         OpRule("Add", ("activation", "activation"), float_output=True),
         OpRule("Concat", ("activation",), float_output=True, variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
-        OpRule(
-            "Pad",
-            ("activation",),
-            output="same",
-            attributes=(("mode", ("constant",)),),
-            constants=((2, 0.0),),
-        ),
+        NEAREST_RESIZE,
+        ZERO_PAD,
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),
     fused=(
@@ -52,16 +37,7 @@ PLUGIN = Target(
     arithmetic=Arithmetic(
         requantize="scale_by_scale", quantize="reciprocal", float_products="in_turn"
     ),
-    guards=(
-        IsaGuard(
-            architectures=("x86_64", "AMD64"),
-            needs_one_of=("avx512_vnni", "avx_vnni"),
-            weight_bits=7,
-            why="without VNNI oneDNN's u8 x s8 kernels add pairs of products in 16 bits, which "
-            "saturate with 8-bit weights",
-            source="oneDNN developer guide, 'Nuances of int8 computations'",
-        ),
-    ),
+    guards=(needs_vnni("oneDNN's", "oneDNN developer guide, 'Nuances of int8 computations'"),),
     float_kernels=(("_convolution_pointwise", "Conv"), ("_linear_pointwise", "Gemm")),
     source="torch/_inductor/fx_passes/quantization.py and mkldnn_fusion.py; torch 2.13",
 )

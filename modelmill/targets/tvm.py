@@ -6,52 +6,35 @@ integer kernel reads it. So a tensor inside such a chain does not exist, and not
 bits that only floats read.
 """
 
-from modelmill.numerics import Arithmetic, QuantSpec
+from modelmill.numerics import Arithmetic
+from modelmill.targets.formats import NARROW_PER_CHANNEL, U8
+from modelmill.targets.patterns import MOVES, NEAREST_RESIZE, NO_PADS, PLAIN_GEMM, PRODUCT, ZERO_PAD
 from modelmill.targets.target import OpRule, Scheme, Target
 
-U8 = QuantSpec(8, signed=False, symmetric=False)
-# vpdpbusd multiplies unsigned by signed bytes; -128 would be as good, but gains nothing.
-S8_PER_CHANNEL = QuantSpec(8, signed=True, symmetric=True, axis=0, narrow=True)
-
-MOVEMENT = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Split")
+MOVEMENT = (*MOVES, "Split")
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 SOURCE = "modelmill.export.tvm_kernels, compiled by apache-tvm 0.27.0.post1"
 
 PLUGIN = Target(
     name="tvm",
     runtime="tvm",
-    schemes=(Scheme("w8a8", activation=U8, weight=S8_PER_CHANNEL),),
+    # vpdpbusd multiplies unsigned by signed bytes; -128 would be as good, but gains nothing.
+    schemes=(Scheme("w8a8", activation=U8, weight=NARROW_PER_CHANNEL),),
     rules=(
-        OpRule("Conv", ("activation", "weight"), float_output=True, anchor=True),
-        OpRule(
-            "Gemm",
-            ("activation", "weight"),
-            float_output=True,
-            anchor=True,
-            attributes=(("alpha", (1.0,)), ("beta", (1.0,)), ("transA", (0,))),
-        ),
-        OpRule("MatMul", ("activation", "weight"), float_output=True, anchor=True),
+        OpRule("Conv", PRODUCT, float_output=True, anchor=True),
+        OpRule("Gemm", PRODUCT, float_output=True, anchor=True, attributes=PLAIN_GEMM),
+        OpRule("MatMul", PRODUCT, float_output=True, anchor=True),
         OpRule("Add", ("activation", "activation"), float_output=True),
         OpRule("Mul", ("activation", "activation"), float_output=True),
         OpRule("LeakyRelu", ("activation",), float_output=True),
         # Windows that count different numbers of elements stay float: one factor is for all.
         OpRule("AveragePool", ("activation",), attributes=(("count_include_pad", (1,)),)),
-        OpRule(
-            "AveragePool",
-            ("activation",),
-            attributes=(("pads", ((0, 0, 0, 0),)), ("auto_pad", ("NOTSET", "VALID"))),
-        ),
+        OpRule("AveragePool", ("activation",), attributes=NO_PADS),
         OpRule("GlobalAveragePool", ("activation",)),
         OpRule("Concat", ("activation",), variadic=True),
         OpRule("MaxPool", ("activation",), output="same"),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
-        OpRule(
-            "Pad",
-            ("activation",),
-            output="same",
-            attributes=(("mode", ("constant",)),),
-            constants=((2, 0.0),),
-        ),
+        NEAREST_RESIZE,
+        ZERO_PAD,
         *(OpRule(op, ("activation",), output="same") for op in MOVEMENT),
     ),
     fused=(

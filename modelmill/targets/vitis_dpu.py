@@ -5,10 +5,10 @@ shifted to the accumulator. Half is rounded up. What the DPU does not take is le
 """
 
 from modelmill.numerics import Arithmetic, QuantSpec
-from modelmill.targets.target import PLAIN_GEMM, Limit, OpRule, Role, Scheme, Target
+from modelmill.targets.patterns import LAYER, NEAREST_RESIZE, PLAIN_GEMM
+from modelmill.targets.target import Limit, OpRule, Scheme, Target
 
 S8 = QuantSpec(8, signed=True, symmetric=True, power_of_two=True)
-LAYER: tuple[Role, ...] = ("activation", "weight", "bias")
 SEEN = "refused by the compiler on an Ultra96"
 KERNEL = Limit("kernel_shape", high=8, why=f"9x9 was {SEEN}")
 CHANNELS = Limit("output_channels", high=4096, why="256 * channel_parallel, PG338, B4096")
@@ -69,7 +69,7 @@ PLUGIN = Target(
             note="the one slope of the DPU, 26/256",
         ),
         OpRule("Concat", ("activation",), variadic=True),
-        OpRule("Resize", ("activation",), output="same", attributes=(("mode", ("nearest",)),)),
+        NEAREST_RESIZE,
         *(OpRule(op, ("activation",), output="same") for op in ("Reshape", "Flatten")),
     ),
     fused=(("Conv", "LeakyRelu"), ("Conv", "Relu"), ("Conv", "Clip"), ("Add", "Relu")),
