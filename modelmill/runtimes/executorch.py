@@ -109,7 +109,12 @@ class PteSession:
 
     def bind(self, feeds: Arrays) -> Callable[[], object]:
         pieces: list[list[Any]] = []
-        in_slices(lambda part: pieces.append(self._tensors(part)) or {}, feeds, self._batch())
+
+        def keep(part: Arrays) -> Arrays:
+            pieces.append(self._tensors(part))
+            return {}
+
+        in_slices(keep, feeds, self._batch())
         method = self._program.load_method("forward")
         if len(pieces) == 1:
             method.set_inputs(pieces[0])

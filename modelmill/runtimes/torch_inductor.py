@@ -97,7 +97,12 @@ class CompiledSession:
         import torch
 
         pieces: list[list[Any]] = []
-        in_slices(lambda part: pieces.append(self._tensors(part)) or {}, feeds, self._batch())
+
+        def keep(part: Arrays) -> Arrays:
+            pieces.append(self._tensors(part))
+            return {}
+
+        in_slices(keep, feeds, self._batch())
 
         def call() -> None:
             with torch.no_grad():
