@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from modelmill.runtimes.protocol import Arrays, ExecutedOp, Kind, SessionOptions
 from modelmill.runtimes.slices import in_slices
 
 _OPSET = 17  # what torch-mlir's importer was written against
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _FUNCTION = "main"
 _CHANNELS_LAST = "iree-preprocessing-convert-conv-to-channels-last"
@@ -87,6 +89,7 @@ class Iree:
                 n: _facts(i) for n, i in zip(names[0], ir.inputs(graph).values(), strict=True)
             },
             "outputs": names[1],
+            "products": [n.op_type for n in ir.nodes(graph) if n.op_type in _PRODUCTS],
         }
         with tempfile.TemporaryDirectory() as folder:
             model, torch, loops, last, flow = (
@@ -118,6 +121,7 @@ class IreeSession:
 
         facts = json.loads(Path(path).with_suffix(".json").read_text())
         self._inputs: dict[str, Any] = facts["inputs"]
+        self._products: list[str] = facts["products"]
         self._dispatches: list[tuple[str, list[str]]] = facts["dispatches"]
         self.inputs, self.outputs = tuple(self._inputs), tuple(facts["outputs"])
         driver = "local-sync"  # in the calling thread
@@ -155,7 +159,14 @@ class IreeSession:
         return lambda: self.run(feeds)
 
     def executed(self) -> list[ExecutedOp]:
-        return [_executed_op(*dispatch) for dispatch in self._dispatches]
+        """Float products are named as in ONNX: the compiler makes one dispatch of each."""
+        found, products = [], iter(self._products)
+        for dispatch in self._dispatches:
+            op = _executed_op(*dispatch)
+            if op.kind == "float" and _SUMS.search(op.op) and op.op != "reduction":
+                op = replace(op, op=next(products, op.op))
+            found.append(op)
+        return found
 
     def close(self) -> None:
         del self._context, self._function, self._device

@@ -67,7 +67,15 @@ PLUGIN = Target(
         global_average_pool="ratio",
         float_products="in_turn",
     ),
-    # The file holds integers where the plan does: the compiler has nothing to fall back to.
+    # Float products as the adapter names them, then as IREE would name one that is not in the file.
+    float_kernels=(
+        ("Conv", "Conv"),
+        ("Gemm", "Gemm"),
+        ("MatMul", "MatMul"),
+        ("conv", "Conv"),
+        ("matmul_like", "Conv"),
+        ("matvec_like", "Gemm"),
+    ),
     source="modelmill.export.integer_onnx writes it; torch-mlir, FuseQuantizedOps and the linalg "
     "lowering of aten.convolution; iree-base-compiler 3.13",
 )
