@@ -73,7 +73,7 @@ def add_in_steps(other: Tensor | Codes, kept: Codes, output: Encoding) -> Codes:
         full = (codes - float(moved)) * float(own.scale / step)
     else:
         full = other - float(step * zero) if zero else other
-        full = full * float(_twice_inverted(np.float32(1) / step))
+        full = full * float(_twice_inverted(np.float32(1 / step)))
     total = full + (kept.centred + float(zero))
     low, high = np.float32(output.low) / step, np.float32(output.high) / step
     factor = _steps(output) / (high - low)
