@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from modelmill.runtimes.inputs import checked
 from modelmill.runtimes.protocol import Arrays, ExecutedOp, Kind, SessionOptions
-from modelmill.runtimes.slices import in_slices
+from modelmill.runtimes.slices import in_slices, slices
 
 
 class ExecuTorch:
@@ -108,13 +109,7 @@ class PteSession:
         return {name: self._array(name, results[name]) for name in wanted}
 
     def bind(self, feeds: Arrays) -> Callable[[], object]:
-        pieces: list[list[Any]] = []
-
-        def keep(part: Arrays) -> Arrays:
-            pieces.append(self._tensors(part))
-            return {}
-
-        in_slices(keep, feeds, self._batch())
+        pieces = [self._tensors(part) for part in slices(feeds, self._batch())]
         method = self._program.load_method("forward")
         if len(pieces) == 1:
             method.set_inputs(pieces[0])
@@ -134,16 +129,8 @@ class PteSession:
         """The inputs in order; ExecuTorch aborts the process on a wrong shape or type."""
         import torch
 
-        tensors = []
-        for given in self._facts:
-            array, name = feeds[given["name"]], given["name"]
-            if str(array.dtype) != given["dtype"] or list(array.shape) != given["shape"]:
-                raise ValueError(
-                    f"input {name!r} must be {given['dtype']} of shape {given['shape']};"
-                    f" it is {array.dtype} of shape {list(array.shape)}"
-                )
-            tensors.append(torch.from_numpy(np.array(array, order="C")))
-        return tensors
+        arrays = [checked(feeds, g["name"], g["dtype"], g["shape"]) for g in self._facts]
+        return [torch.from_numpy(array.copy()) for array in arrays]
 
     def _array(self, name: str, tensor: Any) -> np.ndarray:
         array: np.ndarray = tensor.numpy()

@@ -26,7 +26,7 @@ import numpy as np
 from modelmill import ir
 from modelmill.export import integer_onnx, linalg
 from modelmill.runtimes.protocol import Arrays, ExecutedOp, Kind, SessionOptions
-from modelmill.runtimes.slices import in_slices
+from modelmill.runtimes.slices import in_slices, slices
 
 _OPSET = 17  # what torch-mlir's importer was written against
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -123,6 +123,7 @@ class IreeSession:
         self._inputs: dict[str, Any] = facts["inputs"]
         self._products: list[str] = facts["products"]
         self._dispatches: list[tuple[str, list[str]]] = facts["dispatches"]
+        self._batch = next((shape[0] for shape, _ in self._inputs.values() if shape), 1)
         self.inputs, self.outputs = tuple(self._inputs), tuple(facts["outputs"])
         driver = "local-sync"  # in the calling thread
         if options.threads > 1:
@@ -141,22 +142,21 @@ class IreeSession:
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         self._check(feeds)
-        batch = next((shape[0] for shape, _ in self._inputs.values() if shape), 1)
-        if all(feeds[name].shape == tuple(shape) for name, (shape, _) in self._inputs.items()):
-            found = self._infer(dict(feeds))
-        else:
-            found = in_slices(self._infer, {n: feeds[n] for n in self._inputs}, batch)
+        given = {name: feeds[name] for name in self._inputs}
+        one = self._is_one(given)
+        found = self._infer(given) if one else in_slices(self._infer, given, self._batch)
         return {name: found[name] for name in (self.outputs if outputs is None else outputs)}
 
     def bind(self, feeds: Arrays) -> Callable[[], object]:
         self._check(feeds)
-        shapes = {name: tuple(shape) for name, (shape, _) in self._inputs.items()}
-        if all(feeds[name].shape == shape for name, shape in shapes.items()):
-            given, invoke, function = self._give(feeds), self._context.invoke, self._function
-            results = len(self.outputs)
-            made = self._iree.VmVariantList
-            return lambda: invoke(function, given, made(results))
-        return lambda: self.run(feeds)
+        given = {name: feeds[name] for name in self._inputs}
+        cut = [given] if self._is_one(given) else slices(given, self._batch)
+        parts = [self._give(part) for part in cut]
+        invoke, function, results = self._context.invoke, self._function, len(self.outputs)
+        made = self._iree.VmVariantList
+        if len(parts) == 1:
+            return lambda: invoke(function, parts[0], made(results))
+        return lambda: [invoke(function, part, made(results)) for part in parts]
 
     def executed(self) -> list[ExecutedOp]:
         """Float products are named as in ONNX: the compiler makes one dispatch of each."""
@@ -187,6 +187,10 @@ class IreeSession:
             array = self._iree.asdevicearray(self._device, np.ascontiguousarray(feeds[name]))
             given.push_ref(array._buffer_view)
         return given
+
+    def _is_one(self, feeds: Arrays) -> bool:
+        """Whether that is what the module takes, no larger batch of it."""
+        return all(feeds[name].shape == tuple(shape) for name, (shape, _) in self._inputs.items())
 
     def _check(self, feeds: Arrays) -> None:
         for name, (shape, dtype) in self._inputs.items():

@@ -19,8 +19,9 @@ import numpy as np
 
 from modelmill import ir
 from modelmill.export import litert
+from modelmill.runtimes.inputs import checked
 from modelmill.runtimes.protocol import Arrays, ExecutedOp, Kind, SessionOptions
-from modelmill.runtimes.slices import in_slices
+from modelmill.runtimes.slices import in_slices, slices
 
 _CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE", "RESHAPE", "TRANSPOSE"})
 _UNSIGNED = 128  # codes of an unsigned format are stored minus this
@@ -84,12 +85,8 @@ class LiteRtSession:
         return in_slices(call, given, self._size)
 
     def bind(self, feeds: Arrays) -> Callable[[], object]:
-        interpreter, size = self._load(delegate=True), self._size
-        rows = len(next(iter(feeds.values())))
-        parts = [
-            self._ordered({name: array[start : start + size] for name, array in feeds.items()})
-            for start in range(0, max(rows, 1), size)
-        ]
+        interpreter = self._load(delegate=True)
+        parts = [self._ordered(part) for part in slices(feeds, self._size)]
         if len(parts) == 1:
             self._give(interpreter, parts[0])
             return interpreter.invoke  # type: ignore[no-any-return]
@@ -129,12 +126,7 @@ class LiteRtSession:
         """The inputs in the engine's order of dimensions."""
         found = []
         for facts in self._facts["inputs"]:
-            array = np.asarray(feeds[facts["name"]])
-            if array.dtype != np.float32 or array.shape != tuple(facts["shape"]):
-                raise ValueError(
-                    f"input {facts['name']!r} must be float32 of shape {tuple(facts['shape'])};"
-                    f" it is {array.dtype} of shape {array.shape}"
-                )
+            array = checked(feeds, facts["name"], "float32", facts["shape"])
             found.append(np.ascontiguousarray(array.transpose(facts["order"])))
         return found
 

@@ -20,7 +20,7 @@ from modelmill import ir
 from modelmill.export.ncnn import write
 from modelmill.ir import Plan
 from modelmill.runtimes.protocol import Arrays, ExecutedOp, Kind, SessionOptions
-from modelmill.runtimes.slices import in_slices
+from modelmill.runtimes.slices import in_slices, slices
 
 _PRODUCTS = frozenset({"Convolution", "ConvolutionDepthWise", "InnerProduct"})
 _CONVERSIONS = frozenset({"Quantize", "Dequantize", "Requantize", "Cast", "Packing"})
@@ -98,9 +98,8 @@ class NcnnSession:
 
     def bind(self, feeds: Arrays) -> Callable[[], object]:
         given, size = self._checked(feeds), self._inputs[0]["shape"][0]
-        starts = range(0, len(given[self.inputs[0]]), size)
-        slices = [{n: array[i : i + size] for n, array in given.items()} for i in starts]
-        parts = [self._given(part) for part in ([given] if self._is_one(given) else slices)]
+        cut = [given] if self._is_one(given) else slices(given, size)
+        parts = [self._given(part) for part in cut]
         blobs = [t["blob"] for t in self._outputs]
 
         def call() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from modelmill.runtimes.protocol import Arrays, ExecutedOp, Kind, SessionOptions
-from modelmill.runtimes.slices import in_slices
+from modelmill.runtimes.slices import in_slices, slices
 
 _PROVIDER = "QNNExecutionProvider"
 _SILENT = 3  # of ONNX Runtime's log levels: errors only
@@ -71,8 +71,8 @@ class QnnSession:
         return in_slices(call, feeds, self._batch)
 
     def bind(self, feeds: Arrays) -> Callable[[], object]:
-        session, arrays = self._session, dict(feeds)
-        return lambda: session.run(None, arrays)
+        session, parts = self._session, slices(feeds, self._batch)
+        return lambda: [session.run(None, part) for part in parts]
 
     def executed(self) -> list[ExecutedOp]:
         with tempfile.TemporaryDirectory() as folder:

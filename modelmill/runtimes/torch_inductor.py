@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from modelmill.runtimes.inputs import checked
 from modelmill.runtimes.protocol import Arrays, ExecutedOp, Kind, SessionOptions
-from modelmill.runtimes.slices import in_slices
+from modelmill.runtimes.slices import in_slices, slices
 
 _COMPILERS = ("g++", "c++", "clang++")
 _KERNELS = ("onednn::", "mkldnn::", "aten::", "cpp_fused", "graph_")
@@ -96,13 +97,7 @@ class CompiledSession:
     def bind(self, feeds: Arrays) -> Callable[[], object]:
         import torch
 
-        pieces: list[list[Any]] = []
-
-        def keep(part: Arrays) -> Arrays:
-            pieces.append(self._tensors(part))
-            return {}
-
-        in_slices(keep, feeds, self._batch())
+        pieces = [self._tensors(part) for part in slices(feeds, self._batch())]
 
         def call() -> None:
             with torch.no_grad():
@@ -118,16 +113,11 @@ class CompiledSession:
         """The inputs in order, checked: another shape or type would be compiled anew in silence."""
         import torch
 
-        tensors = []
-        for name, like in zip(self.inputs, self._example, strict=True):
-            given = torch.from_numpy(np.array(feeds[name], order="C"))
-            if given.dtype != like.dtype or given.shape != like.shape:
-                raise ValueError(
-                    f"input {name!r} must be {like.dtype} of shape {list(like.shape)};"
-                    f" it is {given.dtype} of shape {list(given.shape)}"
-                )
-            tensors.append(given)
-        return tensors
+        arrays = [
+            checked(feeds, name, str(like.dtype).removeprefix("torch."), like.shape)
+            for name, like in zip(self.inputs, self._example, strict=True)
+        ]
+        return [torch.from_numpy(array.copy()) for array in arrays]
 
     def executed(self) -> list[ExecutedOp]:
         """From a profile of one inference."""

@@ -23,8 +23,9 @@ import numpy as np
 from modelmill import ir
 from modelmill.export.tvm_nest import Cpu, Dot
 from modelmill.records.machine import this_machine
+from modelmill.runtimes.inputs import checked
 from modelmill.runtimes.protocol import Arrays, ExecutedOp, Kind, SessionOptions
-from modelmill.runtimes.slices import in_slices
+from modelmill.runtimes.slices import in_slices, slices
 
 _PROFILED = 5  # runs, of which `executed` gives the medians
 _SMALL = ("uint8", "int8")
@@ -121,9 +122,8 @@ class TvmSession:
 
     def bind(self, feeds: Arrays) -> Callable[[], object]:
         main = self._machine["main"]
-        n = len(next(iter(feeds.values()))) // self._batch
-        rows = [slice(i * self._batch, (i + 1) * self._batch) for i in range(max(n, 1))]
-        given = [self._given({name: a[r] for name, a in feeds.items()}) for r in rows]
+        cut = all(np.ndim(array) for array in feeds.values())
+        given = [self._given(part) for part in (slices(feeds, self._batch) if cut else [feeds])]
         if len(given) == 1:
             return lambda: main(*given[0])
         return lambda: [main(*arrays) for arrays in given]
@@ -158,16 +158,9 @@ class TvmSession:
 
     def _given(self, feeds: Arrays) -> list[Any]:
         """Tensors of the engine, in order; of another shape or type they are refused."""
-        tensors = []
-        for name, (shape, kind) in self._facts["inputs"].items():
-            array = np.asarray(feeds[name])
-            if list(array.shape) != shape or str(array.dtype) != kind:
-                raise ValueError(
-                    f"input {name!r} must be {kind} of shape {shape};"
-                    f" it is {array.dtype} of shape {list(array.shape)}"
-                )
-            tensors.append(self._tvm.runtime.tensor(np.ascontiguousarray(array)))
-        return tensors
+        given = self._facts["inputs"].items()
+        arrays = [checked(feeds, name, kind, shape) for name, (shape, kind) in given]
+        return [self._tvm.runtime.tensor(array) for array in arrays]
 
 
 def _threads(options: SessionOptions) -> None:
