@@ -4,7 +4,8 @@ import importlib.util
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+from small_graphs import whole
 
 from modelmill import ir
 from modelmill.executor.integer import IntegerModule
@@ -39,19 +40,7 @@ def network():
         b: random.normal(size=len(arrays[w])).astype(np.float32) * 5
         for b, w in (("b1", "w1"), ("b2", "w2"), ("b3", "w3"))
     }
-    value = helper.make_tensor_value_info
-    model = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "g",
-            [value("x", TensorProto.FLOAT, [1, 3, 16, 16])],
-            [value("y", TensorProto.FLOAT, [1, 10])],
-            [numpy_helper.from_array(a, n) for n, a in arrays.items()],
-        ),
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=9,
-    )
-    return ir.infer_shapes(ir.from_bytes(model.SerializeToString())), arrays
+    return whole(nodes, [1, 3, 16, 16], {"y": [1, 10]}, arrays, opset=17), arrays
 
 
 def encodings(arrays):

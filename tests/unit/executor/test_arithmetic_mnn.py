@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+import small_graphs
+from onnx import helper
 
-from modelmill import ir, targets
+from modelmill import targets
 from modelmill.executor.integer import IntegerModule
 from modelmill.ir import Plan, Point
 from modelmill.numerics import Encoding
 from modelmill.quant.calibrate import Calibrate
 from modelmill.runtimes.mnn import PLUGIN
-from modelmill.runtimes.protocol import SessionOptions
 
 TARGET = targets.load_target("mnn")
 SHAPE = (2, 3, 10, 10)
@@ -18,19 +18,7 @@ node = helper.make_node
 
 
 def whole(nodes, outputs, arrays, shape=SHAPE):
-    value = helper.make_tensor_value_info
-    proto = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "g",
-            [value("x", TensorProto.FLOAT, shape)],
-            [value(n, TensorProto.FLOAT, s) for n, s in outputs.items()],
-            [numpy_helper.from_array(np.asarray(a), n) for n, a in arrays.items()],
-        ),
-        opset_imports=[helper.make_opsetid("", 19)],
-        ir_version=10,
-    )
-    return ir.infer_shapes(ir.from_bytes(proto.SerializeToString()))
+    return small_graphs.whole(nodes, shape, outputs, arrays)
 
 
 def conv(name, x, y, weight, arrays, **attributes):
@@ -142,23 +130,11 @@ def planned(graph):
 
 
 @pytest.fixture
-def converted(tmp_path):
-    if line := PLUGIN.missing():
-        pytest.skip(line)
-    sessions = []
-
+def converted(deployed):
     def convert(graph, plan, on_codes=TARGET.on_codes):
-        made = ir.to_qdq(graph, plan, on_codes)
-        codes = ir.code_values(made)
-        ir.save(ir.expose(made, codes.values()), tmp_path / "m.onnx")
-        out = str(tmp_path / "m.mnn")
-        PLUGIN.convert(str(tmp_path / "m.onnx"), out, SessionOptions())
-        sessions.append(PLUGIN.open(out, SessionOptions()))
-        return sessions[-1], codes
+        return deployed(PLUGIN, graph, plan, on_codes)
 
-    yield convert
-    for session in sessions:
-        session.close()
+    return convert
 
 
 def differences(session, codes, graph, plan, batches):

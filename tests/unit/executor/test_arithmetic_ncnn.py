@@ -1,10 +1,13 @@
 """The simulation of ncnn's int8 layers against ncnn: every code, every real number between."""
 
+from functools import partial
+
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+from small_graphs import whole
 
-from modelmill import ir, targets
+from modelmill import targets
 from modelmill.executor.integer import IntegerModule
 from modelmill.ir import Plan, Point
 from modelmill.numerics import Encoding, choose_encoding
@@ -15,22 +18,6 @@ from modelmill.runtimes.protocol import SessionOptions
 
 TARGET = targets.load_target("ncnn")
 FLAGS = frozenset({"avx2", "fma"})
-
-
-def whole(nodes, shape, outputs, arrays):
-    value = helper.make_tensor_value_info
-    proto = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "g",
-            [value("x", TensorProto.FLOAT, shape)],
-            [value(n, TensorProto.FLOAT, s) for n, s in outputs.items()],
-            [numpy_helper.from_array(np.asarray(a), n) for n, a in arrays.items()],
-        ),
-        opset_imports=[helper.make_opsetid("", 19)],
-        ir_version=10,
-    )
-    return ir.infer_shapes(ir.from_bytes(proto.SerializeToString()))
 
 
 def convolution(name, x, y, weight, arrays, bias=True, **attributes):
@@ -80,24 +67,8 @@ def images(n, shape=(1, 3, 18, 18)):
 
 
 @pytest.fixture
-def converted(tmp_path):
-    missing = PLUGIN.missing()
-    if missing:
-        pytest.skip(missing)
-    sessions = []
-
-    def convert(graph, plan):
-        made = ir.to_qdq(graph, plan)
-        codes = ir.code_values(made)
-        ir.save(ir.expose(made, codes.values()), tmp_path / "m.onnx")
-        out = str(tmp_path / "m.param")
-        PLUGIN.convert(str(tmp_path / "m.onnx"), out, SessionOptions())
-        sessions.append(PLUGIN.open(out, SessionOptions()))
-        return sessions[-1], codes
-
-    yield convert
-    for session in sessions:
-        session.close()
+def converted(deployed):
+    return partial(deployed, PLUGIN)
 
 
 def planned(graph):

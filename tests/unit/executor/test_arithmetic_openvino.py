@@ -4,7 +4,8 @@ import importlib.util
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+from small_graphs import whole
 
 from modelmill import ir
 from modelmill.executor.integer import IntegerModule
@@ -34,19 +35,7 @@ def residual(random, relu):
     ]
     arrays = {n: random.normal(size=s).astype(np.float32) for n, s in SHAPES.items()}
     arrays |= {f"b{w[1]}": random.normal(size=16).astype(np.float32) for w in SHAPES}
-    value = helper.make_tensor_value_info
-    model = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "g",
-            [value("x", TensorProto.FLOAT, [8, 3, 12, 12])],
-            [value("y", TensorProto.FLOAT, [8, 16, 12, 12])],
-            [numpy_helper.from_array(a, n) for n, a in arrays.items()],
-        ),
-        opset_imports=[helper.make_opsetid("", 19)],
-        ir_version=9,
-    )
-    return ir.infer_shapes(ir.from_bytes(model.SerializeToString())), arrays, first
+    return whole(nodes, [8, 3, 12, 12], {"y": [8, 16, 12, 12]}, arrays), arrays, first
 
 
 def encodings(random, arrays, first, relu):
