@@ -73,7 +73,8 @@ def _print(checked: "Checked", everything: bool) -> None:
         print_table(columns, [(v.node, v.op, v.runs, v.why) for v in rows])
     if checked.fallback:
         ops = ", ".join(f"{op} ({n})" for op, n in checked.fallback.items())
-        click.echo(f"* these fall back to the {checked.host}, which costs a transfer each way: {ops}")
+        cost = f"* these fall back to the {checked.host}, which costs a transfer each way"
+        click.echo(f"{cost}: {ops}")
     for note in checked.notes:
         click.echo(f"* {note}")
     for verdict in checked.heavy:

@@ -197,7 +197,7 @@ class _Padding:
         self.w, self.step = w, step
         strides = given.get("strides", (1, 1))
         dilations = given.get("dilations", (1, 1))
-        first = _first_pads(step, given, kernel, inside, outside)
+        first = _first_pads(given, kernel, inside, outside)
         self.around: list[tuple[int, int]] = []
         same = True
         for axis in (0, 1):
@@ -233,9 +233,7 @@ class _Padding:
         return made
 
 
-def _first_pads(
-    step: Step, given: dict[str, Any], kernel: Any, inside: Any, outside: Any
-) -> tuple[int, int]:
+def _first_pads(given: dict[str, Any], kernel: Any, inside: Any, outside: Any) -> tuple[int, int]:
     """Rows above and columns to the left."""
     kind = given.get("auto_pad", "NOTSET")
     if kind == "NOTSET":

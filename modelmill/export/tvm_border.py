@@ -104,4 +104,5 @@ def _interleave(nest: Nest, picture: Picture, at: tuple[Expr, Expr, Expr]) -> No
 
 
 def up(number: int, multiple: int) -> int:
+    """`number`, rounded up to a multiple."""
     return -(-number // multiple) * multiple

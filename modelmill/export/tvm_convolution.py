@@ -27,6 +27,7 @@ MAX_BLOCKS = 14  # pixels that share one load of weights
 
 
 def dot(kernel: Kernel, cpu: Cpu) -> str:
+    """How products are summed: a key of GROUP, HELD and WEIGHTS."""
     if not kernel.x.codes:
         return "float"
     narrow = kernel.x.dtype == "uint8" and not kernel.wide
@@ -39,12 +40,14 @@ WEIGHTS = {"vnni": "int8", "madd": "int16", "multiply": "int16", "float": "float
 
 
 def weights_dtype(kernel: Kernel, cpu: Cpu) -> str:
+    """Type in which the kernel reads its weights."""
     if kernel.kind == "depthwise":
         return "int32" if kernel.x.codes else "float32"
     return WEIGHTS[dot(kernel, cpu)]
 
 
 def weights_size(kernel: Kernel, cpu: Cpu) -> int:
+    """Number of weights as the kernel reads them, filled up to whole groups and vectors."""
     v = kernel.window
     if kernel.kind == "depthwise":
         return v.taps[0] * v.taps[1] * v.c
@@ -96,6 +99,7 @@ def pack(kernel: Kernel, cpu: Cpu, w_OIHW: np.ndarray) -> np.ndarray:
 
 
 def convolution(nest: Nest) -> None:
+    """The loops of a convolution of one group or several, not depthwise."""
     T, kernel, cpu, v = nest.T, nest.kernel, nest.cpu, nest.kernel.window
     picture = with_border(nest, GROUP[dot(kernel, cpu)], HELD[dot(kernel, cpu)])
     depth = picture.depth
@@ -217,6 +221,7 @@ def _write(
 
 
 def with_bias(nest: Nest, total: Expr, lanes: int, channel: Expr) -> Expr:
+    """The float32 result of the sums `total`: zero points, scale and bias of `lanes` channels."""
     bias = nest.load(nest.arguments["bias"], lanes, channel)
     if not nest.kernel.x.codes:
         return total + bias

@@ -246,5 +246,6 @@ def port(encoding: Encoding | None) -> k.Port:
 
 
 def flat_window(shape: tuple[int, ...]) -> k.Window:
+    """The window of an elementwise kernel: all elements in one row."""
     size = int(np.prod(shape))
     return k.Window(1, 1, 1, size, 1, 1, size)
