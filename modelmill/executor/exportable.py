@@ -13,6 +13,7 @@ Shapes are those of one fixed batch. What follows from shapes and constants alon
 the module is built, so that no number of the trace depends on a tensor.
 https://docs.pytorch.org/ao/stable/pt2e_quantization/index.html
 """
+# ruff: noqa: PLR0913 - as many parameters as the operators have inputs and attributes
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modelmill import ir
-from modelmill.executor import ops_activation, ops_math, ops_shape
+from modelmill.executor import ops_activation, ops_math, ops_nn, ops_shape
 from modelmill.executor.bind import Ints, Result, bind, tensor, unsupported
 from modelmill.ir import Plan, Point
 from modelmill.numerics import Encoding
@@ -246,6 +247,30 @@ def _gemm(
     return ops_math.Gemm(A, B, C, alpha=alpha, beta=beta, transA=transA, transB=transB)
 
 
+def _average_pool(
+    X: Tensor,
+    *,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+    dilations: Ints | None = None,
+    kernel_shape: Ints,
+    pads: Ints | None = None,
+    strides: Ints | None = None,
+) -> Tensor:
+    """As a depthwise convolution where padding counts: XNNPACK has no such pool, and ExecuTorch's
+    own kernel is a hundred times slower.
+    """
+    flat = X.dim() == 4 and not ceil_mode and max(dilations or (1,)) == 1
+    if flat and pads and any(pads) and pads[:2] == pads[2:] and count_include_pad:
+        share = torch.full((X.shape[1], 1, *kernel_shape), 1 / math.prod(kernel_shape))
+        return functional.conv2d(X, share, None, strides or 1, pads[:2], 1, X.shape[1])
+    return ops_nn.AveragePool(
+        X, auto_pad=auto_pad, ceil_mode=ceil_mode, count_include_pad=count_include_pad,
+        dilations=dilations, kernel_shape=kernel_shape, pads=pads, strides=strides,
+    )  # fmt: skip
+
+
 def _clip(input: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
     low, high = -math.inf if min is None else min, math.inf if max is None else max
     return functional.hardtanh(input, low, high)
@@ -301,6 +326,7 @@ def _split(
 
 # Instead of the executor's functions of these operators.
 EXPORTED: dict[str, Callable[..., Result]] = {
+    "AveragePool": _average_pool,
     "Gemm": _gemm,
     "Clip": _clip,
     "Gather": _gather,

@@ -79,6 +79,6 @@ PLUGIN = Target(
         ("Softmax", "XNNPACK's partitioner takes softmax in float32 only"),
         ("ConvTranspose", "not tried"),
     ),
-    passes=("whole_average_pool",),
+    passes=("whole_average_pool", "pool_as_convolution"),
     source="executorch 1.5: backends/xnnpack/partition/config; XNNPACK, src/configs",
 )
