@@ -57,8 +57,8 @@ def to_qdq(
     specs = [plan.spec(point) for point in plan]
     if any(spec.logarithmic for spec in specs):
         raise ValueError(
-            "logarithmic codes cannot be written as QDQ, whose codes are multiples of a scale; such "
-            "a plan can be simulated, and exported in the format of its chip"
+            "logarithmic codes cannot be written as QDQ, whose codes are multiples of a scale; "
+            "such a plan can be simulated, and exported in the format of its chip"
         )
     wide = any(spec.bits == 16 for spec in specs)
     made = at_opset(graph, OPSET_16_BIT) if wide else g.clone(graph)
