@@ -1,5 +1,6 @@
 """What every engine adapter must do, tried on each one that is installed here."""
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -13,7 +14,16 @@ from onnx.reference import ReferenceEvaluator
 from modelmill import ir, plugins
 from modelmill.ir import Point
 from modelmill.line.quantize import Recipe, Where, prepare_graph, quantize_all
-from modelmill.runtimes import EngineError, EngineMissing, SessionOptions, doctor, open_session
+from modelmill.runtimes import (
+    EngineError,
+    EngineMissing,
+    SessionOptions,
+    convert,
+    doctor,
+    find_platform,
+    load_runtime,
+    open_session,
+)
 from modelmill.targets import load_target
 
 TARGETS = plugins.names("modelmill.targets")
@@ -85,23 +95,41 @@ def quantized(runtime):
     return onnx.load_from_string(ir.to_bytes(made.to_qdq())), whole and float(whole.scale)
 
 
-@pytest.fixture(params=RUNTIMES)
-def start(request, tmp_path):
-    """start(model proto or path, options) -> a session of one engine."""
+@pytest.fixture(scope="module", params=RUNTIMES)
+def engine(request, tmp_path_factory):
+    """An engine that is installed, and the folder of what was converted for it."""
+    try:
+        find_platform(request.param)
+    except EngineMissing as error:
+        pytest.skip(str(error))
+    return request.param, tmp_path_factory.mktemp(request.param)
+
+
+@pytest.fixture
+def start(engine, tmp_path):
+    """start(model proto or path, options) -> a session of one engine; the engine's own file of a
+    model is made once for all tests.
+    """
+    runtime, folder = engine
     sessions = []
 
+    def converted(model):
+        data = model.SerializeToString()
+        suffix = load_runtime(runtime).suffix
+        path = folder / f"{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
+        if not path.exists():
+            source = path if suffix == ".onnx" else tmp_path / "model.onnx"
+            source.write_bytes(data)
+            if source != path:
+                convert(runtime, source, path)
+        return path
+
     def opened(model, **options):
-        path = model
-        if isinstance(model, onnx.ModelProto):
-            path = tmp_path / "model.onnx"
-            onnx.save(model, path)
-        try:
-            sessions.append(open_session(request.param, path, SessionOptions(**options)))
-        except EngineMissing as error:
-            pytest.skip(str(error))
+        path = converted(model) if isinstance(model, onnx.ModelProto) else model
+        sessions.append(open_session(runtime, path, SessionOptions(**options)))
         return sessions[-1]
 
-    opened.runtime = request.param
+    opened.runtime = runtime
     yield opened
     for session in sessions:
         session.close()
@@ -244,9 +272,9 @@ def test_a_worker_gives_the_very_bits_of_plain_use(start, name, threads):
     path = DATA / "models" / f"{name}.onnx"
     if not path.is_file():
         pytest.skip(f"{path} is not there; set MODELMILL_DATA to the folder of the real data")
+    if start.runtime not in PLAIN:
+        pytest.skip(f"no plain use of {start.runtime} is written here")
     session = start(path, threads=threads)
-    if session.runtime not in PLAIN:
-        pytest.skip(f"no plain use of {session.runtime} is written here")
     size = 32 if "cifar" in name else 352
     x = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
     x = x[: 2 if "cifar" in name else 1]
