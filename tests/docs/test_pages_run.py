@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+import modelmill
+
 sys.path.insert(0, str(Path(__file__).parent))
 from pages import ROOT, blocks, commands
 
 COMMANDS = commands()
 MODELMILL = [pytest.param(w[1:], id=" ".join(w[1:3])) for _, w in COMMANDS if w[0] == "modelmill"]
-EXAMPLES = sorted(ROOT.glob("examples/*.py"))
+ENGINE = ROOT / "examples" / "opencv_dnn.py"  # not a program but a plug-in
+EXAMPLES = sorted(set(ROOT.glob("examples/*.py")) - {ENGINE})
 
 
 @pytest.mark.parametrize("words", MODELMILL)
@@ -58,6 +61,25 @@ def test_the_other_blocks():
     for page, code in blocks("json"):
         assert page == "docs/card.md"
         tasks.card_from_json(json.loads(code))
+
+
+def test_one_more_engine_is_one_file(after_demo, tmp_path):
+    """Target and adapter outside the package: built, run on that engine, compared code by code."""
+    pytest.importorskip("cv2")
+    assert len(ENGINE.read_text().splitlines()) <= 200
+    report = modelmill.build(
+        "demo-build/digits.onnx",
+        data="demo-build/test.npz",
+        calib="demo-build/train.npz",
+        targets=[str(ENGINE)],
+        out=tmp_path / "out",
+        limit=100,
+        simulate=50,
+        allow_fallback=True,
+    )
+    (found,) = report.deployments
+    assert found.failed is None and found.score.deployed > 0.9
+    assert found.agreement.own_mismatched <= found.agreement.own_elements / 10_000
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
