@@ -35,7 +35,7 @@ from modelmill.line.report import (
 from modelmill.line.source import Source
 from modelmill.line.store import Json
 from modelmill.records.machine import this_machine
-from modelmill.runtimes import ExecutedOp, open_session
+from modelmill.runtimes import ExecutedOp, find_platform, load_runtime, open_session
 from modelmill.targets import Target
 from modelmill.tasks import Dataset, Score
 
@@ -48,7 +48,7 @@ def score(job: Job, runtime: str, path: Path, label: str) -> tuple[Score, float]
     dataset, source = job.images.evaluation, job.source
     batch = source.scoring_batch(min(SCORING_BATCH, len(dataset)))
     with (
-        open_session(runtime, path, job.session(job.threads, batch)) as session,
+        open_session(runtime, path, job.session(_threads(job, runtime), batch)) as session,
         job.show.step(label, len(dataset)) as advance,
     ):
         name = source.input_name
@@ -56,6 +56,14 @@ def score(job: Job, runtime: str, path: Path, label: str) -> tuple[Score, float]
             source.task, session.run, dataset, source.card, batch, name, advance
         )
         return result, session.peak_memory_mib()
+
+
+def _threads(job: Job, runtime: str) -> int:
+    """Threads for scoring. A file of an engine's own runs image by image: there a second thread
+    waits more than it works, and where other programs want the core, everything waits for it.
+    """
+    reads_onnx = load_runtime(find_platform(runtime).runtime).suffix == ".onnx"
+    return job.threads if reads_onnx else 1
 
 
 def simulate_and_compare(job: Job, target: Target, artifact: Path) -> tuple[Score, Agreement]:
@@ -72,7 +80,9 @@ def simulate_and_compare(job: Job, target: Target, artifact: Path) -> tuple[Scor
     subset = dataset.subset(range(min(job.options.simulate, len(dataset))))
     batch = source.scoring_batch(min(AGREEMENT_BATCH, len(subset)))
     try:
-        with open_session(target.runtime, path, job.session(job.threads, batch)) as session:
+        with open_session(
+            target.runtime, path, job.session(_threads(job, target.runtime), batch)
+        ) as session:
             agreement = Agreement(module, session, codes)
             with job.show.step(f"simulate {target.name}", len(subset)) as advance:
                 name = source.input_name

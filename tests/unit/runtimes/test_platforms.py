@@ -96,3 +96,23 @@ def test_an_adapter_that_lacks_something(tmp_path):
     adapter.write_text("class Half:\n    name = 'half'\nPLUGIN = Half()\n")
     with pytest.raises(ValueError, match="no engine's adapter: it has no supported, no pip"):
         find_platform(str(adapter))
+
+
+def test_an_engine_of_the_wrong_version_is_refused_with_the_line_that_mends_it(engines):
+    from modelmill.line.artifact import check_engine
+
+    engines("onnxruntime@1.10.0", "1.10.0")
+    with pytest.raises(
+        ValueError, match=r"needs onnxruntime@1\.10\.0 in a version >=1\.20.*1\.10\.0"
+    ):
+        check_engine("onnxruntime@1.10.0", "target ort_cpu@1.10.0 needs")
+    check_engine("onnxruntime", "this needs")
+
+
+def test_a_target_on_a_version(engines):
+    from modelmill.targets import load_target
+
+    found = load_target("ort_cpu@1.24.4")
+    assert (found.name, found.runtime) == ("ort_cpu@1.24.4", "onnxruntime@1.24.4")
+    with pytest.raises(ValueError, match="no engine here runs tensorrt"):
+        load_target("tensorrt@10")
