@@ -13,7 +13,6 @@ Shapes are those of one fixed batch. What follows from shapes and constants alon
 the module is built, so that no number of the trace depends on a tensor.
 https://docs.pytorch.org/ao/stable/pt2e_quantization/index.html
 """
-# ruff: noqa: PLR0913 - as many parameters as the operators have inputs and attributes
 
 from __future__ import annotations
 
@@ -29,13 +28,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modelmill import ir
-from modelmill.executor import ops_activation, ops_math, ops_nn, ops_shape
+from modelmill.executor import ops_activation, ops_math, ops_shape
 from modelmill.executor.bind import Ints, Result, bind, tensor, unsupported
 from modelmill.ir import Plan, Point
 from modelmill.numerics import Encoding
 
 FROM_SHAPES = ("Shape", "Size")
 BITS = 8
+PADDED = "_Pad"  # behind the name of a pool
 decomposed = torch.ops.quantized_decomposed
 
 
@@ -86,7 +86,9 @@ class Exportable(nn.Module):
         self.output_names = tuple(v.name or "" for v in graph.graph.outputs)
         self.code_names = tuple(codes)
         self.example = tuple(_zeros(graph, name) for name in self.input_names)
-        graph, plan = _rows_first(graph, plan or Plan())
+        graph, plan = _known_forms(graph, plan or Plan())
+        pads = [n.name or "" for n in ir.nodes(graph) if n.op_type == "Pad"]
+        on_codes = {*on_codes, *(name for name in pads if name.endswith(PADDED))}
         encodings = plan.encodings()
         self._encodings = {p: as_signed(e) if signed else e for p, e in encodings.items()}
         self._held: dict[Point, str] = {}  # a constant as one node reads it -> its attribute
@@ -247,30 +249,6 @@ def _gemm(
     return ops_math.Gemm(A, B, C, alpha=alpha, beta=beta, transA=transA, transB=transB)
 
 
-def _average_pool(
-    X: Tensor,
-    *,
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    count_include_pad: int = 0,
-    dilations: Ints | None = None,
-    kernel_shape: Ints,
-    pads: Ints | None = None,
-    strides: Ints | None = None,
-) -> Tensor:
-    """As a depthwise convolution where padding counts: XNNPACK has no such pool, and ExecuTorch's
-    own kernel is a hundred times slower.
-    """
-    flat = X.dim() == 4 and not ceil_mode and max(dilations or (1,)) == 1
-    if flat and pads and any(pads) and pads[:2] == pads[2:] and count_include_pad:
-        share = torch.full((X.shape[1], 1, *kernel_shape), 1 / math.prod(kernel_shape))
-        return functional.conv2d(X, share, None, strides or 1, pads[:2], 1, X.shape[1])
-    return ops_nn.AveragePool(
-        X, auto_pad=auto_pad, ceil_mode=ceil_mode, count_include_pad=count_include_pad,
-        dilations=dilations, kernel_shape=kernel_shape, pads=pads, strides=strides,
-    )  # fmt: skip
-
-
 def _clip(input: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
     low, high = -math.inf if min is None else min, math.inf if max is None else max
     return functional.hardtanh(input, low, high)
@@ -326,7 +304,6 @@ def _split(
 
 # Instead of the executor's functions of these operators.
 EXPORTED: dict[str, Callable[..., Result]] = {
-    "AveragePool": _average_pool,
     "Gemm": _gemm,
     "Clip": _clip,
     "Gather": _gather,
@@ -337,24 +314,53 @@ EXPORTED: dict[str, Callable[..., Result]] = {
 }
 
 
-def _rows_first(graph: ir.Graph, plan: Plan) -> tuple[ir.Graph, Plan]:
-    """Constant weights of Gemm as (out, in), which is what aten.linear takes."""
-    made = ir.clone(graph)
+def _known_forms(graph: ir.Graph, plan: Plan) -> tuple[ir.Graph, Plan]:
+    """A graph and plan of the same meaning, without what the tool chains take in another form."""
+    made = ir.infer_shapes(graph)
     for node in ir.nodes(made):
-        value = node.inputs[1] if node.op_type == "Gemm" else None
-        array = ir.constant(value)
-        if value is None or array is None or ir.attributes(node).get("transB", 0):
-            continue
-        point = Point(value.name or "", node.name or "", 1)
-        found = plan.at(point.value, point.node, 1)
-        ir.set_constant(made, node, 1, np.ascontiguousarray(array.T))
-        ir.set_attribute(node, "transB", 1)
-        if isinstance(found, Encoding) and node.inputs[1] is not None:
-            spec = found.spec
-            turned = replace(spec, axis=None if spec.axis is None else 1 - spec.axis)
-            point = Point(node.inputs[1].name or "", node.name or "", 1)
-            plan = plan.replace({point: Encoding(turned, found.scale, found.zero_point)})
+        if node.op_type == "Gemm":
+            plan = _rows_first(made, plan, node)
+        elif node.op_type == "AveragePool":
+            plan = _padded_before(made, plan, node)
+    ir.prune(made)
     return made, plan
+
+
+def _rows_first(made: ir.Graph, plan: Plan, node: ir.Node) -> Plan:
+    """Constant weights of Gemm as (out, in), which is what aten.linear takes; the plan to that."""
+    value = node.inputs[1]
+    array = ir.constant(value)
+    if value is None or array is None or ir.attributes(node).get("transB", 0):
+        return plan
+    found = plan.at(value.name or "", node.name or "", 1)
+    ir.set_constant(made, node, 1, np.ascontiguousarray(array.T))
+    ir.set_attribute(node, "transB", 1)
+    turned = node.inputs[1]
+    if not isinstance(found, Encoding) or turned is None:
+        return plan
+    spec = found.spec
+    spec = replace(spec, axis=None if spec.axis is None else 1 - spec.axis)
+    point = Point(turned.name or "", node.name or "", 1)
+    return plan.replace({point: Encoding(spec, found.scale, found.zero_point)})
+
+
+def _padded_before(made: ir.Graph, plan: Plan, node: ir.Node) -> Plan:
+    """Padding that a pool counts as a Pad of its own, with the encoding of what it pads: XNNPACK
+    has no such pool, and ExecuTorch's own kernel is a hundred times slower.
+    """
+    given, data = ir.attributes(node), node.inputs[0]
+    pads = [int(n) for n in given.get("pads", ())]
+    own = data is not None and Point(data.name or "", node.name or "", 0) in plan
+    counted = given.get("count_include_pad") and not given.get("ceil_mode")
+    if data is None or len(pads) != 4 or not any(pads) or not counted or own:
+        return plan
+    amounts = np.array([0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64)
+    widths = ir.add_constant(made, f"{node.name}_pads", amounts)
+    padded = ir.add_node(made, "Pad", [data, widths], before=node, stem=f"{node.name}{PADDED}")
+    node.replace_input_with(0, padded)
+    ir.set_attribute(node, "pads", None)
+    whole = plan.encodings().get(Point(data.name or ""))
+    return plan if whole is None else plan.replace({Point(padded.name or ""): whole})
 
 
 # ---------------------------------------------------------------- quantization

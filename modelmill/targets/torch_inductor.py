@@ -9,9 +9,12 @@ from modelmill.numerics import Arithmetic
 from modelmill.targets.formats import S8_PER_CHANNEL, U8
 from modelmill.targets.guards import needs_vnni
 from modelmill.targets.patterns import MOVES, NEAREST_RESIZE, PLAIN_GEMM, PRODUCT, ZERO_PAD
-from modelmill.targets.target import OpRule, Scheme, Target
+from modelmill.targets.target import Limit, OpRule, Scheme, Target
 
 MOVEMENT = (*MOVES, "MaxPool", "Split")
+
+# decompositions of aten.mm and aten.addmm, torch/_inductor/decomposition.py
+SMALL = "inductor writes out a product of so few numbers as float C++"
 
 PLUGIN = Target(
     name="torch_inductor",
@@ -20,7 +23,17 @@ PLUGIN = Target(
     schemes=(Scheme("w8a8", activation=U8, weight=S8_PER_CHANNEL),),
     rules=(
         OpRule("Conv", PRODUCT, float_output=True, anchor=True),
-        OpRule("Gemm", PRODUCT, float_output=True, anchor=True, attributes=PLAIN_GEMM),
+        *(
+            OpRule(
+                "Gemm",
+                PRODUCT,
+                float_output=True,
+                anchor=True,
+                attributes=PLAIN_GEMM,
+                limits=(Limit(what, low=17, why=SMALL), Limit("output_channels", low=2, why=SMALL)),
+            )
+            for what in ("weights_per_output", "output_channels")
+        ),
         OpRule("Add", ("activation", "activation"), float_output=True),
         OpRule("Concat", ("activation",), float_output=True, variadic=True),
         NEAREST_RESIZE,

@@ -128,6 +128,9 @@ def numbered(graph, plan):
     return Plan(found, plan.ties)
 
 
+FAKE = ("torch_eager",)  # float arithmetic between codes, and it says so
+
+
 def skip_without_engine(target):
     if target.runtime is None:
         pytest.skip(f"no engine here runs {target.name}: it is simulated")
@@ -214,6 +217,8 @@ def test_what_is_planned_as_integer_runs_as_integer(target, prepared, name, tmp_
     missing = plugins.load("modelmill.runtimes", target.runtime).missing()
     if missing:
         pytest.skip(f"{target.runtime} is not installed: {missing}")
+    if target.name in FAKE:
+        pytest.skip(f"{target.name} has no integer kernels, by design")
     graph = prepared(name)
     found = planned(graph, target)
     plan = numbered(graph, found.plan)
@@ -232,13 +237,16 @@ def test_a_float_layer_is_noticed(target, prepared, tmp_path):
     skip_without_engine(target)
     if plugins.load("modelmill.runtimes", target.runtime).missing():
         pytest.skip(f"{target.runtime} is not installed")
+    if target.name in FAKE:
+        pytest.skip(f"{target.name} has no integer kernels, by design")
     graph = prepared("residual")
     path = tmp_path / "float.onnx"
     ir.save(graph, path)
     with open_session(target.runtime, path) as session:
         executed = tuple(session.executed())
     verdicts = [vars(v) for v in planned(graph, target).verdicts]
-    assert len(fallbacks(target, verdicts, executed)) >= 3
+    layers = [v for v in verdicts if v["runs"] == "integer" and v["op"] in ("Conv", "Gemm")]
+    assert len(fallbacks(target, verdicts, executed)) >= len(layers) >= 2
     in_float = [vars(replace(v, runs="float")) for v in planned(graph, target).verdicts]
     assert fallbacks(target, in_float, executed) == ()
 
