@@ -13,8 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxruntime", "openvino", "cv2", "pycocotools", "sklearn",
          "scipy", "sqlalchemy"}  # fmt: skip
 # Distributions whose modules have another name.
-MODULES = {"apache_tvm": "tvm", "opencv_python_headless": "cv2", "pillow": "PIL",
-           "scikit_learn": "sklearn"}  # fmt: skip
+MODULES = {
+    "apache_tvm": "tvm", "ethos_u_vela": "ethosu", "iree_base_compiler": "iree", "mnn": "MNN",
+    "opencv_python_headless": "cv2", "pillow": "PIL", "scikit_learn": "sklearn",
+}  # fmt: skip
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -63,6 +65,6 @@ def test_every_import_is_declared() -> None:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module]
             for top in {name.split(".")[0] for name in names}:
-                # protobuf comes with onnx, as its file format
-                known = declared | sys.stdlib_module_names | {"modelmill", "google"}
+                # protobuf comes with onnx, as its file format; _tools is MNN's converter
+                known = declared | sys.stdlib_module_names | {"modelmill", "google", "_tools"}
                 assert top in known, f"{path}: {top} is not in pyproject.toml"
