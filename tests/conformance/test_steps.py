@@ -80,7 +80,8 @@ def test_the_target_still_takes_the_plan(step, given):
         _, numbers = Calibrate()(graph, asked, batches)
         after, theirs = step(graph, numbers, batches)
         targets.check(after, target, "w8a8", theirs)
-        ir.to_qdq(after, theirs, target.on_codes, target.shield)
+        if not any(spec.spec.logarithmic for spec in theirs.encodings().values()):
+            ir.to_qdq(after, theirs, target.on_codes, target.shield)
     assert set(found) == set(plan) and found.ties == plan.ties
     assert {n.name for n in ir.nodes(made)} == {n.name for n in ir.nodes(graph)}
 
