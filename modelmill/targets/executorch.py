@@ -58,6 +58,7 @@ PLUGIN = Target(
         ("Convolution", "Conv"),
         ("Deconvolution", "ConvTranspose"),
         ("Fully Connected", "Gemm"),
+        ("Fully Connected", "Conv"),  # 1x1
         ("Add", "Add"),
         ("Subtract", "Sub"),
         ("Multiply", "Mul"),

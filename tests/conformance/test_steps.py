@@ -76,10 +76,11 @@ def test_the_target_still_takes_the_plan(step, given):
     made, found = step(graph, plan, batches)
     for name in plugins.names("modelmill.targets"):
         target = load_target(name)
-        asked = targets.plan(graph, target, "w8a8", "x86_64", frozenset()).plan
+        precision = target.schemes[0].precision
+        asked = targets.plan(graph, target, precision, "x86_64", frozenset()).plan
         _, numbers = Calibrate()(graph, asked, batches)
         after, theirs = step(graph, numbers, batches)
-        targets.check(after, target, "w8a8", theirs)
+        targets.check(after, target, precision, theirs)
         if not any(spec.spec.logarithmic for spec in theirs.encodings().values()):
             ir.to_qdq(after, theirs, target.on_codes, target.shield)
     assert set(found) == set(plan) and found.ties == plan.ties
