@@ -221,8 +221,9 @@ def test_a_forgotten_session_is_stopped(tmp_path):
 
 
 PARENT = """
-import sys, os, time, threading, numpy as np
+import signal, sys, os, time, threading, numpy as np
 from modelmill.runtimes import open_session
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 session = open_session(sys.argv[1], sys.argv[2])
 pid = session._process._popen.pid
 print(pid, os.readlink(f"/proc/{pid}/cwd"), flush=True)
