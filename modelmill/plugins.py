@@ -9,8 +9,11 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import threading
 from pathlib import Path
 from typing import Any
+
+_PARSING = threading.Lock()  # Python 3.11 loses count when two threads parse at once
 
 
 def names(package: str) -> list[str]:
@@ -69,7 +72,9 @@ def _has_plugin(file: Path) -> bool:
     text = file.read_text(encoding="utf-8")
     if "PLUGIN" not in text:  # parsing is the slow part
         return False
-    for node in ast.parse(text).body:
+    with _PARSING:
+        body = ast.parse(text).body
+    for node in body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(t, ast.Name) and t.id == "PLUGIN" for t in targets):
             return True

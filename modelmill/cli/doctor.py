@@ -10,10 +10,7 @@ from modelmill.cli import options
 if TYPE_CHECKING:
     from modelmill.line.doctor import Health
 
-EPILOG = (
-    "\b\nExamples:\n  modelmill doctor --format json"
-    "\n  modelmill doctor --install ncnn --install onnxruntime@1.24.4"
-)
+EPILOG = "\b\nExample:\n  modelmill doctor --format json"
 
 
 @click.command(

@@ -4,7 +4,7 @@ import click
 
 from modelmill.cli import options
 
-EPILOG = "\b\nExamples:\n  modelmill targets vitis_dpu\n  modelmill targets --diff tensorrt qnn"
+EPILOG = "\b\nExample:\n  modelmill targets --diff tensorrt qnn"
 
 
 @click.command("targets", epilog=EPILOG, short_help="What targets say, and how two of them differ.")

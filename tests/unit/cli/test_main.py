@@ -22,7 +22,18 @@ def example_of(run, *command):
 
 
 def test_the_commands_are_the_files_with_a_plugin(run):
-    assert COMMANDS == ["bench", "build", "check", "compare", "demo", "doctor", "eval", "inspect"]
+    assert COMMANDS == [
+        "bench",
+        "build",
+        "check",
+        "compare",
+        "demo",
+        "doctor",
+        "eval",
+        "explain",
+        "inspect",
+        "targets",
+    ]
     result = run("--help")
     assert result.exit_code == 0
     for name in COMMANDS:
