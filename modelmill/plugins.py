@@ -20,11 +20,7 @@ def names(package: str) -> list[str]:
     """Names of the plug-ins of `package` (a dotted module name), sorted; nothing is imported for
     it.
     """
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"{package} is not a package")
-    files = [f for root in spec.submodule_search_locations for f in Path(root).glob("*.py")]
-    return sorted(f.stem for f in files if not f.stem.startswith("_") and _has_plugin(f))
+    return sorted(name for name, file in _files(package).items() if _has_plugin(file))
 
 
 def load(package: str, name: str, attribute: str = "PLUGIN") -> Any:
@@ -36,8 +32,9 @@ def load(package: str, name: str, attribute: str = "PLUGIN") -> Any:
     """
     if name.endswith(".py"):
         return _load_file(Path(name), attribute)
-    choices = names(package)
-    if name not in choices:
+    file = _files(package).get(name)
+    if file is None or not _has_plugin(file):
+        choices = names(package)
         kind = package.rsplit(".", 1)[-1].rstrip("s")
         near = difflib.get_close_matches(name, choices, 1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
@@ -46,6 +43,15 @@ def load(package: str, name: str, attribute: str = "PLUGIN") -> Any:
             "with a PLUGIN"
         )
     return importlib.import_module(f"{package}.{name}").PLUGIN
+
+
+def _files(package: str) -> dict[str, Path]:
+    """The files that may be plug-ins, by name; none is read."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"{package} is not a package")
+    files = [f for root in spec.submodule_search_locations for f in Path(root).glob("*.py")]
+    return {f.stem: f for f in files if not f.stem.startswith("_")}
 
 
 def _load_file(path: Path, attribute: str) -> Any:

@@ -6,13 +6,28 @@ import tempfile
 import time
 from pathlib import Path
 
-from modelmill.line.job import Job
+from modelmill.line.job import FLOAT_ARTIFACT, Job
 from modelmill.line.store import Json, file_hash
 from modelmill.runtimes import convert, find_platform, load_runtime
 
 
-def engine_file(job: Job, runtime: str, source: Path) -> tuple[Path, float]:
+def float_file(job: Job, runtime: str) -> Path:
+    """The file of the float model for `runtime`.
+
+    Raises:
+        DeploymentError: see `engine_file`.
+    """
+    # One for each engine, where the name of a target says which it is.
+    stem = f"float-{Path(runtime).stem if runtime.endswith('.py') else runtime}"
+    return engine_file(job, runtime, job.store.path(FLOAT_ARTIFACT), stem)[0]
+
+
+def engine_file(
+    job: Job, runtime: str, source: Path, stem: str | None = None
+) -> tuple[Path, float]:
     """The file for `runtime` of an ONNX artifact of this build, and the seconds its making took.
+
+    `stem` names it; None: as the artifact.
 
     Raises:
         DeploymentError: the engine is missing, or its converter refused, crashed or hung.
@@ -21,9 +36,7 @@ def engine_file(job: Job, runtime: str, source: Path) -> tuple[Path, float]:
     suffix = load_runtime(platform.runtime).suffix
     if suffix == ".onnx":
         return source, 0.0
-    name = f"{source.stem}{suffix}"
-    if source.stem == "float":  # one for each engine; a target's name says which it is
-        name = f"float-{Path(runtime).stem if runtime.endswith('.py') else runtime}{suffix}"
+    name = f"{stem or source.stem}{suffix}"
 
     def compute() -> tuple[Json, dict[str, bytes]]:
         start = time.perf_counter()

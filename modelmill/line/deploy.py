@@ -20,9 +20,9 @@ from modelmill import ir, tasks
 from modelmill.executor.integer import IntegerModule
 from modelmill.latency import Latency, compare, measure
 from modelmill.line.agreement import Agreement, exposed
-from modelmill.line.convert import engine_file, size
+from modelmill.line.convert import engine_file, float_file, size
 from modelmill.line.cross import kept
-from modelmill.line.job import FLOAT_ARTIFACT, Job
+from modelmill.line.job import Job
 from modelmill.line.quantize import Quantized
 from modelmill.line.report import (
     SIMULATED,
@@ -264,10 +264,9 @@ def _timed(job: Job, target: Target, path: Path) -> tuple[dict[str, Latency], Re
         with open_session(target.runtime, path, options) as session:
             executed = tuple(session.executed())
             return {}, RemoteFacts(session.version, session.peak_memory_mib(), executed)
-    reference_path, _ = engine_file(job, target.runtime, job.store.path(FLOAT_ARTIFACT))
     with job.show.step(f"time {target.name}"):
         feeds = _one_batch(job.source, job.images.evaluation)
-        paths = {"float": reference_path, "quantized": path}
+        paths = {"float": float_file(job, target.runtime), "quantized": path}
         reference, candidate, facts = time_against_float(job, target.runtime, paths, feeds)
     return {"float": reference, "quantized": candidate}, facts
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from modelmill import executor, ir, tasks
-from modelmill.line.convert import engine_file
-from modelmill.line.job import FLOAT_ARTIFACT, Job
+from modelmill.line.convert import float_file
+from modelmill.line.job import Job
 from modelmill.line.store import Json
 from modelmill.runtimes import open_session
 
@@ -35,7 +35,7 @@ def check_parity(job: Job, runtime: str) -> float:
 
     def compute() -> tuple[Json, dict[str, bytes]]:
         feeds = _feeds(job)
-        path, _ = engine_file(job, runtime, job.store.path(FLOAT_ARTIFACT))
+        path = float_file(job, runtime)
         worst, node, op = _difference(job, runtime, path, feeds, list(ir.outputs(job.graph)))
         if worst > TOLERANCE:
             node, op = _first(job, runtime, feeds)

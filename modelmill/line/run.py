@@ -14,7 +14,7 @@ from functools import partial
 from modelmill import ir, plugins, tasks
 from modelmill.line import cross, deploy, filing, findings, manifest, page
 from modelmill.line.artifact import check_engine
-from modelmill.line.convert import engine_file
+from modelmill.line.convert import float_file
 from modelmill.line.job import FLOAT_ARTIFACT, Job
 from modelmill.line.options import BuildOptions
 from modelmill.line.parity import check_parity
@@ -180,7 +180,7 @@ def _float_score(job: Job, chosen: Mapping[str, Target], broken: dict[str, str])
     """The score of the first engine that runs the float model; those that fail join `broken`."""
 
     def compute(runtime: str) -> tuple[Json, dict[str, bytes]]:
-        path, _ = engine_file(job, runtime, job.store.path(FLOAT_ARTIFACT))
+        path = float_file(job, runtime)
         result, _ = deploy.score(job, runtime, path, f"score float on {runtime}")
         first = min(job.options.simulate, result.n)
         task, card = job.source.task, job.source.card
