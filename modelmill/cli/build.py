@@ -31,7 +31,41 @@ BESIDE_MANIFEST = {"manifest", "out", "resume", "dry_run", "db", "form"}
 @click.option("-d", "--data", help="Labelled images to score with; see `modelmill eval --help`.")
 @click.option("--calib", help="Images to calibrate with. Default: some of --data, not scored.")
 @options.targets
-@options.precision
+@click.option(
+    "--precision",
+    default="w8a8",
+    show_default=True,
+    help="Bits of weights and activations, such as w4a8, or auto: searched for per layer within "
+    "--max-drop.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["size", "latency"]),
+    default="size",
+    show_default=True,
+    help="What --precision auto makes small.",
+)
+@click.option(
+    "--algorithm",
+    type=click.Choice(["auto", "round", "adaround", "brecq", "qdrop"]),
+    default="auto",
+    show_default=True,
+    help="How weights are rounded. auto: to the nearest, and where --max-drop is not met by what "
+    "costs more, step by step; e.g. --precision w4a8 --algorithm qdrop.",
+)
+@click.option(
+    "--first-last-bits",
+    type=int,
+    default=8,
+    show_default=True,
+    help="Bits of the first and last layers where the others have fewer; 0: as the others.",
+)
+@click.option(
+    "--memory",
+    default="2GiB",
+    show_default=True,
+    help="For tensors that a reconstruction caches, e.g. 512MiB; more is kept on disk.",
+)
 @click.option(
     "--calibrate", type=int, default=512, show_default=True, help="Number of calibration images."
 )
@@ -78,6 +112,10 @@ def build(  # noqa: PLR0913 (a command's options)
     calib: str | None,
     targets: tuple[str, ...],
     precision: str,
+    objective: str,
+    algorithm: str,
+    first_last_bits: int,
+    memory: str,
     calibrate: int,
     limit: int | None,
     max_drop: float,
@@ -129,6 +167,10 @@ def build(  # noqa: PLR0913 (a command's options)
         timeout_s=timeout,
         allow_fallback=allow_fallback,
         db=db,
+        algorithm=algorithm,
+        first_last_bits=first_last_bits,
+        memory=options.parse_memory(memory),
+        objective=objective,
     )
     return _run(wanted, dry_run, form, None)
 

@@ -9,6 +9,7 @@ import click
 from modelmill import plugins
 
 EXAMPLE = "\b\nExample (after `modelmill demo`):\n  "
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def _complete(package: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
@@ -105,3 +106,18 @@ def parse_flags(text: str | None) -> tuple[str, ...] | None:
             "CPU flag; write them as in /proc/cpuinfo: avx2,fma,avx512_vnni"
         )
     return flags
+
+
+def parse_memory(text: str) -> int:
+    """`--memory` in bytes: "2GiB" -> 2147483648; a number alone is bytes.
+
+    Raises:
+        ValueError: not a number with a unit.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in UNITS:
+        raise ValueError(
+            f"--memory {text!r} is no amount of memory; write a number and its unit, KiB, MiB, "
+            "GiB, kB, MB or GB, for example 2GiB"
+        )
+    return int(float(match[1]) * UNITS[match[2].upper()])

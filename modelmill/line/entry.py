@@ -39,6 +39,10 @@ def build(  # noqa: PLR0913 (keyword arguments are the interface)
     allow_fallback: bool = False,
     db: str | None = None,
     transform: Callable[[Any], Any] | None = None,
+    algorithm: str = "auto",
+    first_last_bits: int = 8,
+    memory: int = 2 * 2**30,
+    objective: str = "size",
     show: Show = SILENT,
 ) -> Report:
     """Take a trained model to verified artifacts on real engines, as `modelmill build` does.
@@ -73,6 +77,10 @@ def build(  # noqa: PLR0913 (keyword arguments are the interface)
         allow_fallback=allow_fallback,
         db=db,
         transform=transform,
+        algorithm=algorithm,
+        first_last_bits=first_last_bits,
+        memory=memory,
+        objective=objective,
     )
     return run_build(options, show)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import modelmill
-from modelmill import ir
+from modelmill import ir, plugins
 from modelmill.line.options import BuildOptions
 from modelmill.line.quantize import Recipe
 from modelmill.line.report import Report
@@ -49,11 +49,40 @@ def keys(options: BuildOptions, source: Source, images: Images, graph: ir.Graph)
         "evaluation": images.evaluation.fingerprint(),
         "precision": options.precision,
         "seed": options.seed,
-        "recipe": asdict(options.recipe) if options.recipe is not None else None,
+        "first_last_bits": options.first_last_bits,
+        "recipe": recipe_json(options.recipe) if options.recipe is not None else None,
         "keep_float": list(options.keep_float),
         "versions": versions(),
         "flags": list(options.flags if options.flags is not None else this_machine().flags),
     }
+
+
+def recipe_json(recipe: Recipe) -> Json:
+    """The recipe as JSON: options by step; of the reconstruction also the name of its file."""
+    held, step = asdict(recipe), recipe.reconstruct
+    if step is not None:
+        held["reconstruct"] = {"step": type(step).__module__.rpartition(".")[2], **asdict(step)}
+    return held
+
+
+def recipe_from(held: Json) -> Recipe:
+    """The inverse of `recipe_json`; of older manifests, too, which know no reconstruction.
+
+    Raises:
+        KeyError, TypeError, ValueError: not a recipe as this modelmill writes it.
+    """
+    named = {"reconstruct": None, **held}["reconstruct"]
+    reconstruct = None
+    if named is not None:
+        options = {name: value for name, value in named.items() if name != "step"}
+        reconstruct = plugins.load("modelmill.quant", named["step"])(**options)
+    return Recipe(
+        Equalize(**held["equalize"]) if held["equalize"] else None,
+        Calibrate(**held["calibrate"]),
+        BiasCorrection(**held["bias_correction"]) if held["bias_correction"] else None,
+        Protect(**held["protect"]) if held["protect"] else None,
+        reconstruct,
+    )
 
 
 def build_id(key: Json) -> str:
@@ -102,6 +131,10 @@ def manifest(
             "simulate": options.simulate,
             "timeout_s": options.timeout_s,
             "allow_fallback": options.allow_fallback,
+            "algorithm": options.algorithm,
+            "first_last_bits": options.first_last_bits,
+            "memory": options.memory,
+            "objective": options.objective,
         },
         "inputs": {
             "card": source.card.to_json(),
@@ -162,13 +195,8 @@ def options_from(
 
 
 def _options(asked: Json, recipe: Json, out: Path) -> BuildOptions:
-    steps = Recipe(
-        Equalize(**recipe["equalize"]) if recipe["equalize"] else None,
-        Calibrate(**recipe["calibrate"]),
-        BiasCorrection(**recipe["bias_correction"]) if recipe["bias_correction"] else None,
-        Protect(**recipe["protect"]) if recipe["protect"] else None,
-    )
-    listed = {**asked, "targets": tuple(asked["targets"])}
+    # Before there were algorithms, every build rounded to the nearest.
+    listed = {"algorithm": "round", **asked, "targets": tuple(asked["targets"])}
     listed["keep_float"] = tuple(asked["keep_float"])
     listed["flags"] = tuple(asked["flags"]) if asked["flags"] is not None else None
-    return BuildOptions(out=out, recipe=steps, **listed)
+    return BuildOptions(out=out, recipe=recipe_from(recipe), **listed)

@@ -13,6 +13,12 @@ from modelmill.line.source import DataSource
 from modelmill.numerics import parse_precision
 from modelmill.tasks import Card
 
+SEARCHED = "auto"  # the precision that a search finds, and the algorithm that escalates by itself
+BASE_PRECISION = "w8a8"  # where a search starts
+ALGORITHMS = (SEARCHED, "round", "adaround", "brecq", "qdrop")
+OBJECTIVES = ("size", "latency")
+LEAST_MEMORY = 2**20
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -21,6 +27,12 @@ class BuildOptions:
     model: path of an ONNX file or .pt2, `package.module:factory[@weights]`, or a graph.
     card: path, Card, or None for the one beside the model.
     calibrate: number of calibration images. limit: score at most so many images.
+    precision: wXaY, or "auto": bits per layer are searched for, within `max_drop`.
+    objective: what the search makes small, "size" or "latency".
+    algorithm: how weights are rounded. "auto": to the nearest at 8 bits, and where `max_drop` is
+    not met by one after another of what costs more; else that one alone.
+    first_last_bits: of the first and the last layers; 0: as many as the others.
+    memory: bytes that tensors cached for a reconstruction may take; more is kept on disk.
     max_drop: largest accepted loss of the metric, a fraction.
     recipe: the quantization steps; None for the task's default.
     flags: CPU flags of the machine that will run it, None for this one.
@@ -49,9 +61,28 @@ class BuildOptions:
     allow_fallback: bool = False
     db: str | None = None
     transform: Callable[[Any], Any] | None = None
+    algorithm: str = SEARCHED
+    first_last_bits: int = 8
+    memory: int = 2 * 2**30
+    objective: str = "size"
 
     def __post_init__(self) -> None:
-        parse_precision(self.precision)
+        if self.precision != SEARCHED:
+            parse_precision(self.precision)
+        for name, choices in (("algorithm", ALGORITHMS), ("objective", OBJECTIVES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"unknown --{name} {getattr(self, name)!r}. Choices: {', '.join(choices)}"
+                )
+        if self.first_last_bits != 0 and not 2 <= self.first_last_bits <= 8:
+            raise ValueError(
+                f"--first-last-bits is 2 to 8, or 0 for as many as the other layers have, not "
+                f"{self.first_last_bits}"
+            )
+        if self.memory < LEAST_MEMORY:
+            raise ValueError(
+                f"--memory {self.memory} bytes is too little for one batch; give at least 1MiB"
+            )
         if not self.targets:
             raise ValueError("no target; name at least one with -t, for example -t ort_cpu")
         if len(set(self.targets)) != len(self.targets):

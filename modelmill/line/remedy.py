@@ -20,7 +20,10 @@ from modelmill.quant.ablate import Layer, Part, find_layers
 ROUNDS = 4
 MOST = 8  # nodes in one remedy: beyond that it is none
 # Options of `modelmill build` that are written where they are not the default.
-OPTIONS = ("card", "calib", "precision", "calibrate", "limit", "max_drop", "seed", "simulate")
+OPTIONS = (
+    "card", "calib", "precision", "calibrate", "limit", "max_drop", "seed", "simulate", "algorithm",
+    "first_last_bits", "memory", "objective",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def build_again(
     words = ["modelmill", "build", asked["model"], "-d", asked["data"], "-t", built.named]
     defaults = {f.name: f.default for f in fields(BuildOptions)}
     for name in OPTIONS:
-        if asked[name] is not None and asked[name] != defaults[name]:
+        if asked.get(name) is not None and asked[name] != defaults[name]:
             words += [f"--{name.replace('_', '-')}", str(asked[name])]
     if asked["flags"] is not None:
         words += ["--cpu-flags", _telling(built, asked["flags"])]
