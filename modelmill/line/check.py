@@ -15,7 +15,7 @@ from modelmill import executor, ir
 from modelmill.line.inspect import Model, label, open_graph
 from modelmill.line.quantize import Where, prepare_graph
 from modelmill.line.report import SIMULATED
-from modelmill.targets import Verdict, load_target
+from modelmill.targets import Verdict, at_precision, load_target
 from modelmill.tasks import Card
 
 # Most of a network's work: one of them left in float defeats the purpose.
@@ -87,8 +87,7 @@ def check(
     Raises:
         ValueError: the model cannot be read, or no such target or precision.
     """
-    chosen = load_target(target)
-    chosen.scheme(precision)
+    chosen = at_precision(load_target(target), precision)
     graph = open_graph(model, card)
     unknown = tuple(executor.unsupported(graph))
     graph = prepare_graph(graph)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from modelmill.quant.equalize import Equalize
 from modelmill.quant.observe import Batches, Statistics, observe, take
 from modelmill.quant.protect import Protect, Protected
 from modelmill.records.machine import this_machine
-from modelmill.targets import Planned, Target, load_target
+from modelmill.targets import Planned, Target, at_precision, load_target
 
 QDQ_OPSET = 13  # per-axis DequantizeLinear
 SQNR_CEILING = 200.0  # dB reported where nothing was lost at all
@@ -48,6 +49,7 @@ class Recipe:
     calibrate: Calibrate = CALIBRATE
     bias_correction: BiasCorrection | None = BIAS_CORRECTION
     protect: Protect | None = PROTECT
+    reconstruct: Any = None
 
 
 DEFAULT = Recipe()
@@ -92,6 +94,7 @@ class Quantized:
     reference: ir.Graph
     sample: Mapping[str, np.ndarray]
     seconds: float = 0.0
+    reconstructed: Any = None
 
     @cached_property
     def quality(self) -> tuple[LayerQuality, ...]:
@@ -130,7 +133,7 @@ def quantize(
     """
     graph = ir.load(model) if isinstance(model, str) else model
     graph = prepare_graph(graph)
-    chosen = load_target(target)
+    chosen = at_precision(load_target(target), precision)
     where = Where(precision, None if flags is None else tuple(flags))
     return quantize_all(graph, {chosen.name: chosen}, where, batches, recipe)[chosen.name]
 
@@ -148,16 +151,20 @@ class Where:
     """What a plan is made for: precision, and the CPU flags of the machine that will run it (None:
     this machine).
 
-    keep_float: nodes that the user wants in float.
+    keep_float: nodes that the user wants in float. first_last: least bits of the first and the last
+    layer; 0: they are like the others. layers: (node, weight bits, activation bits) of layers that
+    depart from the precision, at most those of the target's formats.
     """
 
     precision: str = "w8a8"
     flags: tuple[str, ...] | None = None
     keep_float: frozenset[str] = frozenset()
+    first_last: int = 8
+    layers: tuple[tuple[str, int, int], ...] = ()
 
     def plan(self, graph: ir.Graph, target: Target, more: frozenset[str] = frozenset()) -> Planned:
-        """The plan of the target for the graph after its passes; `more` names further nodes to keep
-        in float.
+        """The plan of the target (as `targets.at_precision` gives it) for the graph after its
+        passes; `more` names further nodes to keep in float.
         """
         graph = rewritten(graph, target)
         names = {n.name for n in ir.nodes(graph)}
@@ -172,7 +179,21 @@ class Where:
         machine = this_machine()
         flags = frozenset(machine.flags if self.flags is None else self.flags)
         arch = machine.arch if self.flags is None else architecture(flags)
-        return targets.plan(graph, target, self.precision, arch, flags, self.keep_float | more)
+        kept = self.keep_float | more
+        planned = targets.plan(graph, target, self.precision, arch, flags, kept)
+        bits = self._bits(graph, planned.plan)
+        said = targets.bits_in_words(target, bits)
+        narrowed = targets.with_bits(graph, planned.plan, bits)
+        return replace(planned, plan=narrowed, notes=(*planned.notes, *said))
+
+    def _bits(self, graph: ir.Graph, plan: Plan) -> dict[str, tuple[int, int]]:
+        """Bits of every quantized layer: by the precision, or its own."""
+        bits = targets.layer_bits(graph, plan, self.precision, self.first_last)
+        own = {name: (weight, activation) for name, weight, activation in self.layers}
+        unknown = own.keys() - {node.name for node in ir.nodes(graph)}
+        if unknown:
+            raise ValueError(f"bits of a layer: the model has no node {min(unknown)!r}")
+        return {name: own.get(name, found) for name, found in bits.items()}
 
 
 def architecture(flags: frozenset[str]) -> str:
@@ -187,6 +208,7 @@ def quantize_all(
     batches: Batches,
     recipe: Recipe = DEFAULT,
     show: Show = SILENT,
+    workplace: Any = None,
 ) -> dict[str, Quantized]:
     """Quantize a clean graph for several targets; calibration data runs through the float model
     once, and once more for targets with passes of their own.

@@ -14,7 +14,7 @@ from modelmill.line.report import SIMULATED
 from modelmill.line.run import REFERENCE, check_engines
 from modelmill.line.source import load_images, load_source
 from modelmill.line.store import OutputError, check_folder
-from modelmill.targets import load_target
+from modelmill.targets import at_precision, load_target
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def rehearse(options: BuildOptions) -> Rehearsal:
         ValueError: what `build` would raise on the same input before its first result.
     """
     _check_folder(options)
-    chosen = [load_target(name) for name in options.targets]
-    check_engines(chosen, options.precision)
+    chosen = [at_precision(load_target(name), options.precision) for name in options.targets]
+    check_engines(chosen)
     source = load_source(options.model, options.card)
     images = load_images(
         source,

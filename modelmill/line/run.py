@@ -32,7 +32,7 @@ from modelmill.line.source import Source, load_images, load_source
 from modelmill.line.store import Json, Store, file_hash
 from modelmill.records.machine import this_machine
 from modelmill.runtimes import DeploymentError, probe
-from modelmill.targets import Target, load_target
+from modelmill.targets import Target, at_precision, load_target
 
 CALIBRATION_BATCH = 64
 REFERENCE = "onnxruntime"  # scores the float model where every target is simulated
@@ -48,8 +48,9 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
     start = time.perf_counter()
 
     # 1. What was asked: model, card, images, targets, engines. What can be wrong is found here.
-    chosen = {target.name: target for target in map(load_target, options.targets)}
-    check_engines(chosen.values(), options.precision)
+    asked = [at_precision(load_target(name), options.precision) for name in options.targets]
+    chosen = {target.name: target for target in asked}
+    check_engines(asked)
     source = load_source(options.model, options.card)
     recipe = options.recipe or default_recipe(source.task.name)
     options = o = replace(options, recipe=recipe)
@@ -111,10 +112,9 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
     return report
 
 
-def check_engines(chosen: Iterable[Target], precision: str) -> None:
-    """Raise ValueError if a target lacks the precision, or its engine is not here as it should."""
+def check_engines(chosen: Iterable[Target]) -> None:
+    """Raise ValueError if the engine of a target is not here as it should."""
     for target in chosen:
-        target.scheme(precision)
         if target.runtime is not None:
             check_engine(target.runtime, f"target {target.name} needs")
 

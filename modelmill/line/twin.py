@@ -25,7 +25,7 @@ from modelmill.line.source import Images, Source, load_images, with_card
 from modelmill.line.store import Json
 from modelmill.quant.ablate import find_layers
 from modelmill.quant.observe import Batches
-from modelmill.targets import Planned, Target, load_target
+from modelmill.targets import Planned, Target, at_precision, load_target
 from modelmill.tasks import card_from_json
 
 CALIBRATION_BATCH = 64
@@ -83,7 +83,8 @@ def read_build(folder: Path, target: str | None, data: str | None) -> Built:
     details = folder / "details" / f"{found.target}.json"
     held = json.loads(details.read_bytes()) if found.failed is None and details.exists() else {}
     named = chosen[found.target]
-    return Built(folder, options, report, manifest, found, load_target(named), named, held)
+    made_for = at_precision(load_target(named), options.precision)
+    return Built(folder, options, report, manifest, found, made_for, named, held)
 
 
 def value_of(deployment: Deployment) -> float | None:

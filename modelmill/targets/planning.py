@@ -21,6 +21,7 @@ from modelmill.targets.target import IsaGuard, OpRule, Role, Scheme, Target
 
 # Where the output channels of a weight lie: ONNX operator definitions.
 OUTPUT_CHANNEL = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
+FULL_RANGE_BELOW = 8  # bits: with fewer, a narrow format may use its lowest code as well
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ def plan(
 
 
 def check(graph: ir.Graph, target: Target, precision: str, plan: Plan) -> None:
-    """Raise ValueError when a point's format is not one the target's rules give to that place."""
+    """Raise ValueError when a point's format is not one the target's rules give to that place.
+
+    Fewer bits are taken, and below 8 bits a format that is not `narrow`.
+    """
     scheme = target.scheme(precision)
     allowed = {
         "activation": scheme.activation,
@@ -105,10 +109,10 @@ def check(graph: ir.Graph, target: Target, precision: str, plan: Plan) -> None:
     for point in plan:
         spec, role = plan.spec(point), roles.get(point.value, "float")
         want = allowed.get(role)
-        narrowed = role == "weight" and want is not None and spec.bits <= want.bits
-        if want is None or (
-            replace(spec, axis=None, bits=want.bits if narrowed else spec.bits)
-        ) != replace(want, axis=None):
+        if want is not None and role in ("activation", "weight") and spec.bits < want.bits:
+            narrow = want.narrow and (spec.narrow or spec.bits >= FULL_RANGE_BELOW)
+            want = replace(want, bits=spec.bits, narrow=narrow)
+        if want is None or replace(spec, axis=None) != replace(want, axis=None):
             raise ValueError(
                 f"{target.name} does not take {spec} at {point}: its rules say {want or 'float'} "
                 "there. "

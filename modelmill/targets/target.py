@@ -123,6 +123,9 @@ class Target:
         rule would not say why.
     host: what runs the nodes that stay in float where the chip itself cannot, such as "CPU"; empty
         where it can.
+    packed_weights: the file holds weights of 4 bits or fewer as INT4, two to a byte, and the engine
+        unpacks them when it loads it, for its 8-bit kernels.
+    simulated: why no engine runs it at a precision; set by `at_precision`.
     source: where the claims come from; rules may add their own.
     """
 
@@ -141,6 +144,8 @@ class Target:
     passes: tuple[str, ...] = ()
     refuses: tuple[tuple[str, str], ...] = ()
     host: str = ""
+    packed_weights: bool = False
+    simulated: str = ""
     source: str = ""
 
     def scheme(self, precision: str) -> Scheme:
