@@ -1,0 +1,311 @@
+"""Cut a graph into units that are reconstructed one after the other, by its structure alone.
+
+Walk the nodes in order. A value crosses a place between two nodes if it is made before and read
+behind it. A cut is a place that one value crosses at most: all that follows knows of what came
+before is that value, so what lies between two cuts is a block. A residual block is one, as its
+input crosses every place up to the addition; so are an Inception module, a transformer's attention
+with its shortcut, or one layer of a chain. Three kinds of values do not count:
+
+    long-lived   a value on its way over more than `max_layers` layers from one reader to the next:
+                 a skip of a U-Net, a level of a pyramid. It becomes one more input of the unit
+                 that reads it.
+    waiting      a value that no layer reads any more and that is at most gathered with others: the
+                 outputs of a detector's heads.
+    no data      shapes, indices, and what follows from shapes alone. A unit works them out again.
+
+A unit ends at the first cut behind its last layer, or behind the activation that follows there.
+Where every block ends and starts with one value there would be no inverted residual without a
+shortcut, nor the pair of a MobileNet: a depthwise convolution is joined with the pointwise one
+behind it and, where that one is not followed by an activation (a linear bottleneck), with the
+pointwise one before it.
+
+Why blocks: Li et al., BRECQ, ICLR 2021: errors of layers in one block depend on each other, those
+of different blocks hardly.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from modelmill import ir
+
+MAX_LAYERS = 10  # the largest Inception module has ten convolutions
+# What stays with the layer before it. Other ops move, average or normalise what the next layer
+# reads; the loss is better taken before them, where there is more of it.
+FOLLOWING = frozenset({
+    "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "Sigmoid",
+    "HardSigmoid", "HardSwish", "Swish", "Tanh", "Softplus", "Softsign", "Mish", "Gelu", "Erf",
+    "Exp", "Pow", "Sqrt", "Add", "Sub", "Mul", "Div", "Min", "Max", "BatchNormalization", "MaxPool",
+})  # fmt: skip
+GATHER = "Concat"
+SHAPES = ("Shape", "Size")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of the graph that is reconstructed at once.
+
+    nodes: in graph order; layers: those with a weight to round. inputs: values, no constants, that
+    it reads and that are made elsewhere. outputs: its values that others read or the graph gives.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    layers: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Units in graph order, disjoint, every layer in one. Nodes that serve no layer of a unit
+    belong to none. notes: what was not cut as blocks, and why.
+    """
+
+    units: tuple[Unit, ...]
+    notes: tuple[str, ...] = ()
+
+
+def blocks(graph: ir.Graph, layers: Collection[str], max_layers: int = MAX_LAYERS) -> Partition:
+    """Cut into blocks of at most `max_layers` layers; a larger one is taken layer by layer.
+
+    Raises:
+        ValueError: a layer is no node of the graph.
+    """
+    walk = _Walk(graph, layers)
+    found: list[tuple[int, ...]] = []
+    notes: list[str] = []
+    for segment in _joined(walk, _segments(walk, max_layers), max_layers):
+        held = [walk.nodes[p].name or "" for p in segment if p in walk.layers]
+        if len(held) <= max_layers:
+            found.append(segment)
+            continue
+        notes.append(
+            f"{len(held)} layers from {held[0]} to {held[-1]} are taken one by one: at every place "
+            f"between them two or more values are on their way to layers at most {max_layers} "
+            "behind, so there are no blocks"
+        )
+        found += [_with_tail(walk, p) for p in segment if p in walk.layers]
+    return Partition(tuple(_unit(walk, positions) for positions in found), tuple(notes))
+
+
+def by_layer(graph: ir.Graph, layers: Collection[str]) -> Partition:
+    """Every layer alone, with the activation that follows it.
+
+    Raises:
+        ValueError: a layer is no node of the graph.
+    """
+    walk = _Walk(graph, layers)
+    return Partition(tuple(_unit(walk, _with_tail(walk, p)) for p in walk.layers))
+
+
+class _Walk:
+    """A graph by positions of its nodes. Values are names; constants are left out."""
+
+    def __init__(self, graph: ir.Graph, layers: Collection[str]) -> None:
+        self.nodes = ir.nodes(graph)
+        missing = set(layers) - {node.name or "" for node in self.nodes}
+        if missing:
+            raise ValueError(
+                f"the graph has no node {min(missing)!r} to take as a layer; name nodes of the "
+                "graph that the plan was made for"
+            )
+        self.layers = [p for p, n in enumerate(self.nodes) if (n.name or "") in set(layers)]
+        self.given = {value.name or "" for value in graph.graph.outputs}
+        self.reads = [_names(v for v in n.inputs if ir.constant(v) is None) for n in self.nodes]
+        self.writes = [_names(node.outputs) for node in self.nodes]
+        self.readers: dict[str, list[int]] = {}
+        for position, names in enumerate(self.reads):
+            for name in names:
+                self.readers.setdefault(name, []).append(position)
+        self.maker = {name: p for p, names in enumerate(self.writes) for name in names}
+        self.no_data: set[str] = set()
+        for node, reads, writes in zip(self.nodes, self.reads, self.writes, strict=True):
+            if node.op_type in SHAPES or self.no_data.issuperset(reads):
+                self.no_data.update(writes)
+            self.no_data.update(v.name or "" for v in node.outputs if not _is_real(v))
+
+    def way(self, name: str) -> list[int]:
+        """Where a value is made and read; a graph input comes where it is first read."""
+        start = [self.maker[name]] if name in self.maker else []
+        return start + self.readers.get(name, [])
+
+    def span(self, start: int, end: int) -> int:
+        """How many layers lie between two positions."""
+        return bisect_left(self.layers, end) - bisect_right(self.layers, start)
+
+    @cached_property
+    def waiting(self) -> set[str]:
+        """Values with no layer behind them that are at most gathered with others."""
+        found: set[str] = set()
+        layers = set(self.layers)
+        for position in reversed(range(len(self.nodes))):
+            for name in self.writes[position]:
+                if all(
+                    p not in layers and self._passes(p, found) for p in self.readers.get(name, ())
+                ):
+                    found.add(name)
+        return found
+
+    def _passes(self, position: int, waiting: set[str]) -> bool:
+        real = set(self.reads[position]) - self.no_data
+        alone = len(real) == 1 or self.nodes[position].op_type == GATHER
+        return alone and waiting.issuperset(self.writes[position])
+
+    def sources(self, name: str) -> tuple[str, ...]:
+        """The value, or the data that it is worked out from where it is none itself."""
+        if name not in self.no_data:
+            return (name,)
+        return tuple(s for read in self.reads[self.maker[name]] for s in self.sources(read))
+
+    def crossing(self, max_layers: int) -> list[int]:
+        """How many values that count cross the place behind each node."""
+        change = [0] * (len(self.nodes) + 1)
+        for name in self.readers.keys() - self.no_data - self.waiting:
+            for start, end in pairwise(self.way(name)):
+                if self.span(start, end) <= max_layers:
+                    change[start] += 1
+                    change[end] -= 1
+        return list(accumulate(change))[:-1]
+
+
+def _names(values: Iterable[ir.Value | None]) -> tuple[str, ...]:
+    """Names of the values that are there, each once."""
+    return tuple(dict.fromkeys(v.name for v in values if v is not None and v.name))
+
+
+def _is_real(value: ir.Value) -> bool:
+    kind = ir.dtype(value)
+    return kind is None or bool(np.issubdtype(kind, np.floating))
+
+
+def _segments(walk: _Walk, max_layers: int) -> Iterator[tuple[int, ...]]:
+    """Positions of the nodes between two cuts, for every two with a layer between them."""
+    crossing = walk.crossing(max_layers)
+    start = first = 0
+    for number, (layer, following) in enumerate(pairwise([*walk.layers, len(walk.nodes)]), start=1):
+        cut = next((p for p in range(layer, following) if crossing[p] <= 1), None)
+        if cut is None:
+            continue
+        made = {name for p in range(start, cut + 1) for name in walk.writes[p]}
+        for p in range(cut + 1, following):
+            if walk.nodes[p].op_type not in FOLLOWING or made.isdisjoint(walk.reads[p]):
+                break
+            made.update(walk.writes[p])
+            cut = p if crossing[p] <= 1 else cut
+        yield _serving(walk, range(start, cut + 1), walk.layers[first:number])
+        start, first = cut + 1, number
+
+
+def _joined(
+    walk: _Walk, segments: Iterable[tuple[int, ...]], max_layers: int
+) -> list[tuple[int, ...]]:
+    """Segments with those of a depthwise convolution joined to what belongs to it."""
+    found: list[tuple[int, ...]] = []
+    is_open = False  # the last one waits for its pointwise convolution
+    for segment in segments:
+        layers = [p for p in segment if p in walk.layers]
+        begins = len(layers) == 1 and _is_depthwise(walk.nodes[layers[0]])
+        if is_open and not begins and _size(walk, (*found[-1], *segment)) <= max_layers:
+            segment = (*found.pop(), *segment)
+        is_open = begins or (is_open and not _is_pointwise(walk.nodes[layers[-1]]))
+        if not is_open and len(layers) < _size(walk, segment) and _is_linear(walk, segment):
+            segment = _with_expansion(walk, found, segment, max_layers)
+        found.append(segment)
+    return found
+
+
+def _size(walk: _Walk, positions: Iterable[int]) -> int:
+    return sum(p in walk.layers for p in positions)
+
+
+def _with_expansion(
+    walk: _Walk, found: list[tuple[int, ...]], segment: tuple[int, ...], max_layers: int
+) -> tuple[int, ...]:
+    """The segment, with the last one taken off `found` if that is a pointwise convolution alone."""
+    before = [p for p in found[-1] if p in walk.layers] if found else []
+    alone = len(before) == 1 and _is_pointwise(walk.nodes[before[0]])
+    if alone and _size(walk, segment) < max_layers:
+        return (*found.pop(), *segment)
+    return segment
+
+
+def _is_linear(walk: _Walk, segment: tuple[int, ...]) -> bool:
+    return segment[-1] in walk.layers
+
+
+def _is_depthwise(node: ir.Node) -> bool:
+    weight = ir.constant(node.inputs[1]) if node.op_type == "Conv" else None
+    group = ir.attributes(node).get("group", 1)
+    return weight is not None and group > 1 and group == len(weight)
+
+
+def _is_pointwise(node: ir.Node) -> bool:
+    """A 1x1 convolution over the map; not one on the averages of a squeeze and excitation."""
+    weight = ir.constant(node.inputs[1]) if node.op_type == "Conv" else None
+    if weight is None or ir.attributes(node).get("group", 1) != 1:
+        return False
+    dims = ir.shape(node.outputs[0])
+    return all(d == 1 for d in weight.shape[2:]) and not (dims and set(dims[2:]) == {1})
+
+
+def _serving(walk: _Walk, places: range, layers: Sequence[int]) -> tuple[int, ...]:
+    """Those of the nodes that follow from one of the layers or lead to such, with data."""
+    serving = set(layers)
+    made = {name for p in layers for name in walk.writes[p]}
+    for p in places:
+        if p in serving or not made.isdisjoint(walk.reads[p]):
+            serving.add(p)
+            made.update(walk.writes[p])
+    wanted = {name for p in serving for name in walk.reads[p]}
+    for p in reversed(places):
+        if p in serving or not wanted.isdisjoint(walk.writes[p]):
+            serving.add(p)
+            wanted.update(walk.reads[p])
+    return tuple(p for p in places if p in serving and not walk.no_data.issuperset(walk.writes[p]))
+
+
+def _with_tail(walk: _Walk, layer: int) -> tuple[int, ...]:
+    """A layer and the activation behind it, as long as one value comes out."""
+    held, best = [layer], 1
+    made = set(walk.writes[layer])
+    for p in range(layer + 1, len(walk.nodes)):
+        if made.isdisjoint(walk.reads[p]):
+            continue
+        if walk.nodes[p].op_type not in FOLLOWING or not made.issuperset(walk.reads[p]):
+            break
+        held.append(p)
+        made.update(walk.writes[p])
+        if len(_seen_outside(walk, held)) == 1:
+            best = len(held)
+    return tuple(held[:best])
+
+
+def _seen_outside(walk: _Walk, positions: Sequence[int]) -> tuple[str, ...]:
+    """Values of these nodes that others read or the graph gives."""
+    inside = set(positions)
+    return tuple(
+        name
+        for p in positions
+        for name in walk.writes[p]
+        if name in walk.given or not inside.issuperset(walk.readers.get(name, ()))
+    )
+
+
+def _unit(walk: _Walk, positions: tuple[int, ...]) -> Unit:
+    made = {name for p in positions for name in walk.writes[p]}
+    layers = [walk.nodes[p].name or "" for p in positions if p in walk.layers]
+    outside = [n for p in positions for n in walk.reads[p] if n not in made]
+    return Unit(
+        name=layers[0] if len(layers) == 1 else f"{layers[0]}..{layers[-1]}",
+        nodes=tuple(walk.nodes[p].name or "" for p in positions),
+        layers=tuple(layers),
+        inputs=tuple(dict.fromkeys(s for name in outside for s in walk.sources(name))),
+        outputs=_seen_outside(walk, positions),
+    )
