@@ -1,5 +1,6 @@
 """The ONNX graph: load, save, walk, edit, fingerprint, and where it is quantized."""
 
+from modelmill.ir.cut import cut
 from modelmill.ir.evaluate import evaluate
 from modelmill.ir.fingerprint import fingerprint
 from modelmill.ir.graph import (
@@ -65,6 +66,7 @@ __all__ = [
     "code_values",
     "constant",
     "constants",
+    "cut",
     "dtype",
     "evaluate",
     "expose",
