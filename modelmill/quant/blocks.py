@@ -45,6 +45,7 @@ FOLLOWING = frozenset({
 })  # fmt: skip
 GATHER = "Concat"
 SHAPES = ("Shape", "Size")
+SQUEEZE = 2  # layers of a squeeze and excitation
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def blocks(graph: ir.Graph, layers: Collection[str], max_layers: int = MAX_LAYER
     walk = _Walk(graph, layers)
     found: list[tuple[int, ...]] = []
     notes: list[str] = []
-    for segment in _joined(walk, _segments(walk, max_layers), max_layers):
+    for segment in _joined(walk, _segments(walk, max_layers)):
         held = [walk.nodes[p].name or "" for p in segment if p in walk.layers]
         if len(held) <= max_layers:
             found.append(segment)
@@ -130,6 +131,8 @@ class _Walk:
             if node.op_type in SHAPES or self.no_data.issuperset(reads):
                 self.no_data.update(writes)
             self.no_data.update(v.name or "" for v in node.outputs if not _is_real(v))
+
+        self.dataless = [p for p, names in enumerate(self.writes) if self.no_data.issuperset(names)]
 
     def way(self, name: str) -> list[int]:
         """Where a value is made and read; a graph input comes where it is first read."""
@@ -203,41 +206,34 @@ def _segments(walk: _Walk, max_layers: int) -> Iterator[tuple[int, ...]]:
         start, first = cut + 1, number
 
 
-def _joined(
-    walk: _Walk, segments: Iterable[tuple[int, ...]], max_layers: int
-) -> list[tuple[int, ...]]:
+def _joined(walk: _Walk, segments: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Segments with those of a depthwise convolution joined to what belongs to it."""
     found: list[tuple[int, ...]] = []
     is_open = False  # the last one waits for its pointwise convolution
     for segment in segments:
-        layers = [p for p in segment if p in walk.layers]
-        begins = len(layers) == 1 and _is_depthwise(walk.nodes[layers[0]])
-        if is_open and not begins and _size(walk, (*found[-1], *segment)) <= max_layers:
+        layers = _layers(walk, segment)
+        if is_open and len(layers) <= SQUEEZE and all(_is_1x1(n) for n in layers):
+            is_open = all(_on_averages(n) for n in layers)
             segment = (*found.pop(), *segment)
-        is_open = begins or (is_open and not _is_pointwise(walk.nodes[layers[-1]]))
-        if not is_open and len(layers) < _size(walk, segment) and _is_linear(walk, segment):
-            segment = _with_expansion(walk, found, segment, max_layers)
+            if not is_open and segment[-1] in walk.layers and _expands_to(walk, found, segment):
+                segment = (*found.pop(), *segment)
+        else:
+            is_open = len(layers) == 1 and _is_depthwise(layers[0])
         found.append(segment)
     return found
 
 
-def _size(walk: _Walk, positions: Iterable[int]) -> int:
-    return sum(p in walk.layers for p in positions)
+def _layers(walk: _Walk, positions: Iterable[int]) -> list[ir.Node]:
+    return [walk.nodes[p] for p in positions if p in walk.layers]
 
 
-def _with_expansion(
-    walk: _Walk, found: list[tuple[int, ...]], segment: tuple[int, ...], max_layers: int
-) -> tuple[int, ...]:
-    """The segment, with the last one taken off `found` if that is a pointwise convolution alone."""
-    before = [p for p in found[-1] if p in walk.layers] if found else []
-    alone = len(before) == 1 and _is_pointwise(walk.nodes[before[0]])
-    if alone and _size(walk, segment) < max_layers:
-        return (*found.pop(), *segment)
-    return segment
-
-
-def _is_linear(walk: _Walk, segment: tuple[int, ...]) -> bool:
-    return segment[-1] in walk.layers
+def _expands_to(walk: _Walk, found: list[tuple[int, ...]], segment: tuple[int, ...]) -> bool:
+    """Whether the last of `found` is a pointwise convolution that only this segment reads."""
+    before = _layers(walk, found[-1]) if found else []
+    if len(before) != 1 or not _is_1x1(before[0]):
+        return False
+    made = {name for p in found[-1] for name in walk.writes[p]}
+    return made.isdisjoint(_seen_outside(walk, (*found[-1], *segment)))
 
 
 def _is_depthwise(node: ir.Node) -> bool:
@@ -246,13 +242,15 @@ def _is_depthwise(node: ir.Node) -> bool:
     return weight is not None and group > 1 and group == len(weight)
 
 
-def _is_pointwise(node: ir.Node) -> bool:
-    """A 1x1 convolution over the map; not one on the averages of a squeeze and excitation."""
+def _is_1x1(node: ir.Node) -> bool:
     weight = ir.constant(node.inputs[1]) if node.op_type == "Conv" else None
-    if weight is None or ir.attributes(node).get("group", 1) != 1:
-        return False
-    dims = ir.shape(node.outputs[0])
-    return all(d == 1 for d in weight.shape[2:]) and not (dims and set(dims[2:]) == {1})
+    group = ir.attributes(node).get("group", 1)
+    return weight is not None and group == 1 and all(d == 1 for d in weight.shape[2:])
+
+
+def _on_averages(node: ir.Node) -> bool:
+    """Whether the map has one place, as in a squeeze and excitation."""
+    return set((ir.shape(node.outputs[0]) or ())[2:]) == {1}
 
 
 def _serving(walk: _Walk, places: range, layers: Sequence[int]) -> tuple[int, ...]:
@@ -290,6 +288,9 @@ def _with_tail(walk: _Walk, layer: int) -> tuple[int, ...]:
 def _seen_outside(walk: _Walk, positions: Sequence[int]) -> tuple[str, ...]:
     """Values of these nodes that others read or the graph gives."""
     inside = set(positions)
+    for p in reversed(walk.dataless):
+        if all(inside.issuperset(walk.readers.get(name, ())) for name in walk.writes[p]):
+            inside.add(p)
     return tuple(
         name
         for p in positions
