@@ -65,8 +65,9 @@ class Unit:
 
 @dataclass(frozen=True)
 class Partition:
-    """Units in graph order, disjoint, every layer in one. Nodes that serve no layer of a unit
-    belong to none. notes: what was not cut as blocks, and why.
+    """Units in graph order, disjoint, every layer in one; what a unit reads, units before it give
+    or the graph is fed with. Nodes that no layer follows may belong to none, and those that work on
+    shapes do. notes: what was not cut as blocks, and why.
     """
 
     units: tuple[Unit, ...]
@@ -93,7 +94,7 @@ def blocks(graph: ir.Graph, layers: Collection[str], max_layers: int = MAX_LAYER
             "behind, so there are no blocks"
         )
         found += [_with_tail(walk, p) for p in segment if p in walk.layers]
-    return Partition(tuple(_unit(walk, positions) for positions in found), tuple(notes))
+    return Partition(_units(walk, found), tuple(notes))
 
 
 def by_layer(graph: ir.Graph, layers: Collection[str]) -> Partition:
@@ -103,7 +104,7 @@ def by_layer(graph: ir.Graph, layers: Collection[str]) -> Partition:
         ValueError: a layer is no node of the graph.
     """
     walk = _Walk(graph, layers)
-    return Partition(tuple(_unit(walk, _with_tail(walk, p)) for p in walk.layers))
+    return Partition(_units(walk, [_with_tail(walk, p) for p in walk.layers]))
 
 
 class _Walk:
@@ -117,7 +118,8 @@ class _Walk:
                 f"the graph has no node {min(missing)!r} to take as a layer; name nodes of the "
                 "graph that the plan was made for"
             )
-        self.layers = [p for p, n in enumerate(self.nodes) if (n.name or "") in set(layers)]
+        listed = set(layers)
+        self.layers = [p for p, n in enumerate(self.nodes) if (n.name or "") in listed]
         self.given = {value.name or "" for value in graph.graph.outputs}
         self.reads = [_names(v for v in n.inputs if ir.constant(v) is None) for n in self.nodes]
         self.writes = [_names(node.outputs) for node in self.nodes]
@@ -132,7 +134,7 @@ class _Walk:
                 self.no_data.update(writes)
             self.no_data.update(v.name or "" for v in node.outputs if not _is_real(v))
 
-        self.dataless = [p for p, names in enumerate(self.writes) if self.no_data.issuperset(names)]
+        self.dataless = {p for p, names in enumerate(self.writes) if self.no_data.issuperset(names)}
 
     def way(self, name: str) -> list[int]:
         """Where a value is made and read; a graph input comes where it is first read."""
@@ -161,11 +163,22 @@ class _Walk:
         alone = len(real) == 1 or self.nodes[position].op_type == GATHER
         return alone and waiting.issuperset(self.writes[position])
 
-    def sources(self, name: str) -> tuple[str, ...]:
-        """The value, or the data that it is worked out from where it is none itself."""
-        if name not in self.no_data:
-            return (name,)
-        return tuple(s for read in self.reads[self.maker[name]] for s in self.sources(read))
+    def sources(self, position: int) -> tuple[str, ...]:
+        """The data that a node reads, or that the shapes it reads are worked out from."""
+        found: dict[str, None] = {}
+        for name in self.reads[position]:
+            inner = self.sources(self.maker[name]) if name in self.no_data else (name,)
+            found.update(dict.fromkeys(inner))
+        return tuple(found)
+
+    @cached_property
+    def data_readers(self) -> dict[str, list[int]]:
+        """By value: the nodes that read it, directly or its shape; those that give data."""
+        found: dict[str, list[int]] = {}
+        for position in sorted(set(range(len(self.nodes))) - self.dataless):
+            for name in self.sources(position):
+                found.setdefault(name, []).append(position)
+        return found
 
     def crossing(self, max_layers: int) -> list[int]:
         """How many values that count cross the place behind each node."""
@@ -266,7 +279,7 @@ def _serving(walk: _Walk, places: range, layers: Sequence[int]) -> tuple[int, ..
         if p in serving or not wanted.isdisjoint(walk.writes[p]):
             serving.add(p)
             wanted.update(walk.reads[p])
-    return tuple(p for p in places if p in serving and not walk.no_data.issuperset(walk.writes[p]))
+    return tuple(p for p in places if p in serving and p not in walk.dataless)
 
 
 def _with_tail(walk: _Walk, layer: int) -> tuple[int, ...]:
@@ -288,25 +301,51 @@ def _with_tail(walk: _Walk, layer: int) -> tuple[int, ...]:
 def _seen_outside(walk: _Walk, positions: Sequence[int]) -> tuple[str, ...]:
     """Values of these nodes that others read or the graph gives."""
     inside = set(positions)
-    for p in reversed(walk.dataless):
-        if all(inside.issuperset(walk.readers.get(name, ())) for name in walk.writes[p]):
-            inside.add(p)
     return tuple(
         name
         for p in positions
         for name in walk.writes[p]
-        if name in walk.given or not inside.issuperset(walk.readers.get(name, ()))
+        if name in walk.given or not inside.issuperset(walk.data_readers.get(name, ()))
+    )
+
+
+def _units(walk: _Walk, found: Sequence[tuple[int, ...]]) -> tuple[Unit, ...]:
+    """Units of these nodes and of those between them that lead to one of them.
+
+    What follows directly on a unit's values is its last part, as the addition behind the last layer
+    of a residual block; anything else comes to the first unit that reads it.
+    """
+    home = {p: number for number, positions in enumerate(found) for p in positions}
+    leading = set(home)
+    for p in reversed(range(len(walk.nodes))):
+        if any(r in leading for name in walk.writes[p] for r in walk.data_readers.get(name, ())):
+            leading.add(p)
+    between = sorted(leading - home.keys() - walk.dataless)
+    latest = dict.fromkeys(range(len(walk.nodes)), -1)
+    for p in sorted(leading):
+        makers = [walk.maker[name] for name in walk.sources(p) if name in walk.maker]
+        last = max((latest[maker] for maker in makers), default=-1)
+        follows = walk.nodes[p].op_type in FOLLOWING and last in map(home.get, makers)
+        if p in between and follows:
+            home[p] = last
+        latest[p] = home.get(p, last)
+    for p in reversed(between):
+        readers = {r for name in walk.writes[p] for r in walk.data_readers.get(name, ())}
+        home.setdefault(p, min(home[r] for r in readers & home.keys()))
+    return tuple(
+        _unit(walk, tuple(p for p in sorted(home) if home[p] == number))
+        for number in range(len(found))
     )
 
 
 def _unit(walk: _Walk, positions: tuple[int, ...]) -> Unit:
     made = {name for p in positions for name in walk.writes[p]}
     layers = [walk.nodes[p].name or "" for p in positions if p in walk.layers]
-    outside = [n for p in positions for n in walk.reads[p] if n not in made]
+    reads = dict.fromkeys(name for p in positions for name in walk.sources(p))
     return Unit(
         name=layers[0] if len(layers) == 1 else f"{layers[0]}..{layers[-1]}",
         nodes=tuple(walk.nodes[p].name or "" for p in positions),
         layers=tuple(layers),
-        inputs=tuple(dict.fromkeys(s for name in outside for s in walk.sources(name))),
+        inputs=tuple(name for name in reads if name not in made),
         outputs=_seen_outside(walk, positions),
     )
