@@ -120,11 +120,13 @@ def bind(
 
 
 def tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    """A tensor with a copy of the array's numbers.
+    """A tensor with a copy of the array's numbers; integers of 4 bits are held in 8.
 
     Raises:
         ValueError: torch has no such element type (strings, 4-bit and 8-bit floats).
     """
+    if array.dtype.name in ("int4", "uint4"):
+        array = array.astype(array.dtype.name.replace("4", "8"))
     array = np.array(array, order="C", copy=True)  # the graph's arrays are read-only
     if array.dtype.name == "bfloat16":  # numpy knows it only through ml_dtypes, torch does not
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

@@ -4,6 +4,8 @@ back.
     activation  x        ->  x - QuantizeLinear - DequantizeLinear -> consumers
     constant    w        ->  codes of w - DequantizeLinear -> consumers        (weights, int32
                 biases)
+                four bits or fewer, packed: INT4 codes of w - Cast to int8 - DequantizeLinear; an
+                engine unpacks them as it folds constants when it loads the file
     movement    y=f(x)   ->  codes of x - f - codes of y - DequantizeLinear -> consumers, when x and
                 y share an encoding
                              and the target runs f on codes (`on_codes`)
@@ -30,11 +32,16 @@ from modelmill.numerics import Encoding, QuantSpec
 SPEC_KEY = "modelmill.spec"
 METADATA_IR_VERSION = 10  # nodes have metadata since
 LOWEST_OPSET = 13  # per-axis DequantizeLinear
-OPSET_16_BIT = 21
+OPSET_OTHER_WIDTHS = 21  # codes of 16 and of 4 bits
+PACKED_BITS = 4
 
 
 def to_qdq(
-    graph: g.Graph, plan: Plan, on_codes: Collection[str] = (), shield: Collection[str] = ()
+    graph: g.Graph,
+    plan: Plan,
+    on_codes: Collection[str] = (),
+    shield: Collection[str] = (),
+    packed: bool = False,
 ) -> g.Graph:
     """A clone of `graph` with the encodings of `plan` written as Q/DQ nodes.
 
@@ -43,8 +50,8 @@ def to_qdq(
         plan: encodings only; points at values that the graph lacks are an error.
         on_codes: op types that are moved between Q and DQ where their input and output share an
         encoding.
-
         shield: op types of which float nodes are protected from being quantized by the engine.
+        packed: constants of four bits or fewer are stored as INT4 or UINT4.
 
     Raises:
         ValueError: a point has no encoding or no such value, or the format cannot be written as
@@ -60,10 +67,10 @@ def to_qdq(
             "logarithmic codes cannot be written as QDQ, whose codes are multiples of a scale; "
             "such a plan can be simulated, and exported in the format of its chip"
         )
-    wide = any(spec.bits == 16 for spec in specs)
-    made = at_opset(graph, OPSET_16_BIT) if wide else g.clone(graph)
+    other = any(spec.bits == 16 or (packed and spec.bits <= PACKED_BITS) for spec in specs)
+    made = at_opset(graph, OPSET_OTHER_WIDTHS) if other else g.clone(graph)
     made.ir_version = max(made.ir_version, METADATA_IR_VERSION)
-    _Writer(made, plan, on_codes, shield).write()
+    _Writer(made, plan, on_codes, shield, packed).write()
     return made
 
 
@@ -73,9 +80,15 @@ class _Writer:
     """
 
     def __init__(
-        self, graph: g.Graph, plan: Plan, on_codes: Collection[str], shield: Collection[str]
+        self,
+        graph: g.Graph,
+        plan: Plan,
+        on_codes: Collection[str],
+        shield: Collection[str],
+        packed: bool,
     ) -> None:
         self.graph, self.plan, self.on_codes, self.shield = graph, plan, on_codes, shield
+        self.packed = packed
         self.encodings = plan.encodings()
         self.values = g.values(graph)
         self.taken = set(self.values) | {node.name or "" for node in graph.graph}
@@ -144,9 +157,23 @@ class _Writer:
             own = Point(name, node.name or "", index) in self.plan
             key = f"{name}_to_{node.name}_{index}" if own else name
             if key not in self.codes:
-                codes = self._initializer(f"{key}_quantized", encoding.quantize(array))
+                codes = self._stored(key, encoding.quantize(array), encoding.spec, node)
                 self.codes[key] = self._dequantize(codes, encoding, key, node)
             node.replace_input_with(index, self.codes[key])
+
+    def _stored(self, key: str, codes: np.ndarray, spec: QuantSpec, before: g.Node) -> g.Value:
+        """A value that holds constant codes in 8 bits or more, however the file holds them."""
+        if not self.packed or spec.bits > PACKED_BITS:
+            return self._initializer(f"{key}_quantized", codes)
+        half = onnx_ir.DataType.INT4 if spec.signed else onnx_ir.DataType.UINT4
+        packed = self._initializer(f"{key}_packed", codes.astype(half.numpy()))
+        whole = onnx_ir.DataType.from_numpy(spec.storage)
+        cast = onnx_ir.node("Cast", [packed], {"to": int(whole)}, name=self._name(f"{key}_Cast"))
+        made = cast.outputs[0]
+        made.name = self._name(f"{key}_quantized")
+        made.type, made.shape = onnx_ir.TensorType(whole), packed.shape
+        self.graph.graph.insert_before(before, cast)
+        return made
 
     def _to_codes(self, node: g.Node) -> set[str]:
         """Let a movement node work on codes; returns the names of the outputs handled."""
@@ -342,7 +369,7 @@ def from_qdq(graph: g.Graph) -> tuple[g.Graph, Plan]:
         elif node.op_type == "DequantizeLinear":
             assert first is not None
             encoding = _read_encoding(node)
-            stored = g.constant(first)
+            stored = _stored(first)
             if stored is not None:
                 stem = (first.name or "").removesuffix("_quantized")
                 real, whole = g.add_constant(made, stem, encoding.dequantize(stored)), True
@@ -366,6 +393,14 @@ def from_qdq(graph: g.Graph) -> tuple[g.Graph, Plan]:
             points[Point(node.outputs[0].name or "")] = encoding
     g.prune(made)
     return made, Plan(points)
+
+
+def _stored(codes: g.Value) -> np.ndarray | None:
+    """Constant codes, also behind the Cast that unpacks them; None for codes of an activation."""
+    cast = codes.producer()
+    if cast is not None and cast.op_type == "Cast":
+        return g.constant(cast.inputs[0])
+    return g.constant(codes)
 
 
 def _movement_on_codes(graph: g.Graph) -> set[str]:
@@ -421,14 +456,15 @@ def _read_encoding(node: g.Node) -> Encoding:
             if codes is not None
             else None
         )
-        if kind is None or kind.kind not in "iu":
+        half = kind is not None and kind.name in ("int4", "uint4")  # kinds of their own in numpy
+        if kind is None or not (half or kind.kind in "iu"):
             raise ValueError(
                 f"{node.op_type} {node.name!r}: the element type of its codes is unknown"
             )
-        signed = kind.kind == "i"
+        signed = kind.name.startswith("int")
         symmetric = signed and (zero_point is None or not zero_point.any())
         axis = int(g.attributes(node).get("axis", 1)) if scale.ndim else None
-        spec = QuantSpec(kind.itemsize * 8, signed, symmetric, axis)
+        spec = QuantSpec(4 if half else kind.itemsize * 8, signed, symmetric, axis)
     zeros = np.zeros(scale.shape, np.int32) if zero_point is None else zero_point.astype(np.int32)
     return Encoding(spec, scale, zeros)
 

@@ -103,7 +103,8 @@ class Quantized:
 
     def to_qdq(self) -> ir.Graph:
         """The artifact: QDQ nodes as the target wants them."""
-        return ir.to_qdq(self.graph, self.plan, self.target.on_codes, self.target.shield)
+        t = self.target
+        return ir.to_qdq(self.graph, self.plan, t.on_codes, t.shield, t.packed_weights)
 
     def simulate(self) -> IntegerModule:
         """The executor in the target's integer arithmetic."""

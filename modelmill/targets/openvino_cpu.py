@@ -60,6 +60,7 @@ PLUGIN = Target(
             "oneDNN's", "NNCF, OverflowFix; oneDNN developer guide, 'Nuances of int8 computations'"
         ),
     ),
+    packed_weights=True,  # the Cast is folded at load; the kernels stay int8: openvino 2026.4
     float_kernels=(("Convolution", "Conv"), ("FullyConnected", "Gemm"), ("MatMul", "MatMul")),
     source="docs.openvino.ai, low precision transformations, and NNCF's CPU configuration; "
     "openvino 2026.4",

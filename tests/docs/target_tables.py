@@ -61,6 +61,8 @@ def _section(target: Target) -> str:
         if names:
             lines += [f"- {what}: {', '.join(f'`{name}`' for name in names)}"]
     lines += [f"- refuses {op}: {why}" for op, why in target.refuses]
+    if target.packed_weights:
+        lines += ["- weights of 4 bits or fewer are stored as INT4, two to a byte"]
     if target.host:
         lines += [f"- what stays in float runs on the {target.host}"]
     lines += ["", "| op | inputs | output | anchor | only if |", "|---|---|---|---|---|"]

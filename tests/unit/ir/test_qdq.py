@@ -3,11 +3,13 @@ written."""
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from modelmill import ir
+from modelmill.executor import Module
 from modelmill.ir import Plan, Point
 from modelmill.numerics import QuantSpec, choose_encoding
 
@@ -172,3 +174,50 @@ def test_logarithms_are_no_qdq(graph):
     log = QuantSpec(8, signed=False, symmetric=True, logarithmic=True)
     with pytest.raises(ValueError, match="logarithmic codes cannot be written as QDQ"):
         ir.to_qdq(graph, Plan({Point("x"): choose_encoding(log, -1.0, 1.0)}))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("signed", [True, False])
+def test_narrow_weights_are_packed(graph, bits, signed):
+    """Two codes to a byte in the file, the same numbers and the same plan as unpacked; ONNX Runtime
+    runs both to the same bits, on integers."""
+    x = np.random.default_rng(1).normal(size=(1, 4, 6, 6)).astype(np.float32)
+    whole = full_plan(graph)
+    spec = QuantSpec(bits, signed, symmetric=signed, axis=0)
+    w = ir.constants(graph)["w"]
+    low, high = (f(w.reshape(len(w), -1), axis=1) for f in (np.min, np.max))
+    narrow = choose_encoding(spec, low, high)
+    b = whole[Point("b")]
+    scales = whole[Point("x")].scale * narrow.scale
+    plan = whole.replace({Point("w"): narrow, Point("b"): type(b)(b.spec, scales, b.zero_point)})
+    plain, packed = ir.to_qdq(graph, plan), ir.to_qdq(graph, plan, packed=True)
+    onnx.checker.check_model(onnx.load_from_string(ir.to_bytes(packed)), full_check=True)
+    assert dict(ir.from_qdq(packed)[1]) == dict(plan) and ir.opset(packed) >= 21
+    held = ir.constants(packed)["w_packed"]
+    assert held.dtype.name == ("int4" if signed else "uint4") and "w_packed" not in ir.values(plain)
+    assert ir.value(packed, "w_packed").const_value.nbytes == w.size // 2
+    for optimised in (False, True):
+        a, b = (run(made, {"x": x}, optimised)[0] for made in (plain, packed))
+        np.testing.assert_array_equal(a, b)
+    simulated = Module(packed)({"x": x})["y"].numpy()
+    np.testing.assert_array_equal(simulated, Module(plain)({"x": x})["y"].numpy())
+
+
+def test_eight_bits_are_never_packed(graph):
+    plan = full_plan(graph)
+    assert ir.to_bytes(ir.to_qdq(graph, plan, packed=True)) == ir.to_bytes(ir.to_qdq(graph, plan))
+
+
+def test_a_four_bit_file_of_others(graph_from_text):
+    """INT4 codes without a Cast, as ONNX allows them: their element type tells the bits."""
+    w = np.array([[-8, 7], [1, -2]], np.int8).astype(onnx_ir.DataType.INT4.numpy())
+    text = "r = DequantizeLinear<axis=1>(w, s)  y = MatMul(x, r)"
+    graph = graph_from_text(
+        f"g (float[N,2] x) => (float[N,2] y) {{ {text} }}", opset=21,
+        w=w, s=np.array([0.5, 0.25], np.float32),
+    )  # fmt: skip
+    made, plan = ir.from_qdq(graph)
+    (encoding,) = plan.values()
+    assert encoding.spec == QuantSpec(4, axis=1)
+    (held,) = ir.constants(made).values()
+    np.testing.assert_array_equal(held, [[-4, 1.75], [0.5, -0.5]])
