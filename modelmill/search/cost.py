@@ -11,8 +11,11 @@ layer are timed, cut out of the model with its real shapes, batch 1:
 Each has the Q and DQ that the plan of the whole model says when the layer is on integers, and when
 it is kept in float. The conversions at the two ends are in both, so that the difference is what
 keeping this layer in float costs inside an integer model, its two conversions included, and what
-the first layer saves by not quantizing the picture. Two float layers in a row convert less than is
-counted here; the whole model is timed at the end.
+the first layer saves by not quantizing the picture. An activation or an Add behind the layer that
+leaves the integers with it belongs to the piece.
+
+Not everything is in such a piece: two float layers in a row convert less than is counted, and
+engines choose memory layouts for whole models. So the whole model is timed at the end.
 
 Weights are drawn anew, since no kernel's time depends on them: layers of one shape are one
 measurement, and one row of the database for all models.
@@ -28,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from modelmill import ir
-from modelmill.ir import Plan
+from modelmill.ir import Plan, Point
 from modelmill.latency import Effort, Latency, compare, measure
 from modelmill.quant.calibrate import Calibrate
 from modelmill.records import Database, Record, Where, this_machine, utc_now
@@ -142,12 +145,10 @@ def layer_times(
     here: dict[tuple[str, str], LayerTime | str] = {}
     found: dict[str, LayerTime | str] = {}
     for done, name in enumerate(layers):
-        piece = _piece(fixed, name, planned.inner)
+        plans = planned.plan, plan(frozenset({name})).plan
+        piece = _piece(fixed, name, planned.inner, plans)
         x = _random_input(piece)
-        files = {
-            "integer": _file(piece, target, planned.plan, x),
-            "float": _file(piece, target, plan(frozenset({name})).plan, x),
-        }
+        files = {kind: _file(piece, target, p, x) for kind, p in zip(KINDS, plans, strict=True)}
         subjects = ir.fingerprint(files["integer"]), ir.fingerprint(files["float"])
         if subjects not in here:
             here[subjects] = _looked_up(target, subjects, bench) or _measured(
@@ -158,11 +159,18 @@ def layer_times(
     return found
 
 
-def _piece(graph: ir.Graph, name: str, inner: frozenset[str]) -> ir.Graph:
-    """The layer and what the engine fuses behind it, with weights drawn anew."""
+def _piece(graph: ir.Graph, name: str, inner: frozenset[str], plans: tuple[Plan, Plan]) -> ir.Graph:
+    """The layer, what the engine fuses behind it, and what changes with it: nodes that run on
+    integers in the first plan and not in the second, as an Add of its output. Weights drawn anew.
+    """
     node = next(n for n in ir.nodes(graph) if n.name == name)
     members, output = [node], node.outputs[0]
-    while output.name in inner:
+
+    def ends(value: ir.Value) -> bool:
+        first, second = (Point(value.name or "") in plan for plan in plans)
+        return not ir.used_once(value) or (value.name not in inner and first == second)
+
+    while not ends(output):
         members.append(next(iter(output.uses())).node)
         output = members[-1].outputs[0]
     made = {v.name for m in members for v in m.outputs}
@@ -170,12 +178,11 @@ def _piece(graph: ir.Graph, name: str, inner: frozenset[str]) -> ir.Graph:
     inputs = list(dict.fromkeys(v.name or "" for v in reads if v.name not in made))
     piece = ir.cut(graph, inputs, [output.name or ""])
     random = np.random.default_rng(0)
-    for member in ir.nodes(piece):
-        for index, value in enumerate(member.inputs):
-            array = ir.constant(value)
-            if array is not None and member.name == name and array.dtype == np.float32:
-                drawn = random.normal(size=array.shape) * (array.size / len(array)) ** -0.5
-                ir.set_constant(piece, member, index, drawn.astype(np.float32))
+    for index, value in enumerate(ir.nodes(piece)[0].inputs):
+        array = ir.constant(value)
+        if array is not None:
+            drawn = random.normal(size=array.shape) * (array.size / len(array)) ** -0.5
+            ir.set_constant(piece, ir.nodes(piece)[0], index, drawn.astype(array.dtype))
     return piece
 
 

@@ -392,19 +392,20 @@ class _Search:
                 "so the model stays float"
             )
             answer = "float"
-        base = times["uniform"].p50_ms
         verified = Verified(
             float_ms=times["float"].p50_ms,
-            uniform_ms=base,
+            uniform_ms=times["uniform"].p50_ms,
             mixed_ms=times["mixed"].p50_ms if "mixed" in times else None,
             over_float=compare(times["float"], times[answer]),
             over_uniform=compare(times["uniform"], times[answer]),
         )
+        mixed_ms, cost = verified.mixed_ms, choice.chosen.ms or 0.0
+        base = verified.uniform_ms if mixed_ms is None else mixed_ms - cost
         *quantized, nothing = (replace(c, ms=base + (c.ms or 0.0)) for c in choice.pareto)
         nothing = replace(nothing, ms=verified.float_ms)
         faster = [c for c in quantized if (c.ms or 0.0) < verified.float_ms]
-        uniform = replace(choice.uniform, ms=base)
-        mixed = replace(choice.chosen, ms=base + (choice.chosen.ms or 0.0))
+        uniform = replace(choice.uniform, ms=verified.uniform_ms)
+        mixed = replace(choice.chosen, ms=base + cost)
         chosen = {"float": nothing, "uniform": uniform, "mixed": mixed}[answer]
         return replace(
             choice,
