@@ -16,6 +16,7 @@ import numpy as np
 ROW = 30  # px, height of one row of `differences`
 DURATION = 34  # px, height of one row of `durations`
 COLUMNS = 150  # px, height of the field of `columns`
+SCATTER = 220  # px, height of `scatter`
 BINS = 100
 
 
@@ -181,6 +182,36 @@ def columns(
     for i in sorted({0, *range(every - 1, len(marks), every)} if marks else ()):
         drawn.append(_text((i + 0.5) * width, height + 16, str(i + 1), "tick"))
     return svg(label, height + 20, drawn)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A mark in a field: its value along the width; the mark's own is its height."""
+
+    across: float
+    mark: Mark
+
+
+def scatter(across: Axis, up: Axis, spots: Sequence[Spot], texts: Sequence[str], label: str) -> str:
+    """Dots in a field, the later ones above; texts are those of the ticks of `up`. The scale under
+    it is `scale(across, ...)`.
+    """
+    height = SCATTER
+
+    def y(value: float) -> float:
+        return 8 + (height - 16) * (1 - up.at(value) / 100)
+
+    drawn = []
+    for value, text in zip(up.ticks(), texts, strict=True):
+        drawn += [_line(0, y(value), 100, y(value), "grid"), _text(0, y(value) + 4, text, "left")]
+    for spot in spots:
+        mark = spot.mark
+        drawn.append(
+            f'<circle class="{mark.kind}" cx="{across.at(spot.across):.2f}%" '
+            f'cy="{y(mark.value):.1f}" r="{mark.radius}"><title>{escape(mark.title)}</title>'
+            "</circle>"
+        )
+    return svg(label, height, drawn)
 
 
 def parts(shares: Sequence[tuple[str, float, str]], label: str) -> str:

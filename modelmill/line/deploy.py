@@ -43,6 +43,18 @@ SCORING_BATCH = 100
 AGREEMENT_BATCH = 50
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The score of an attempt and the seconds that it took; `found` and the worker's peak memory
+    (MiB) only where it ran just now.
+    """
+
+    value: float
+    seconds: float
+    found: Score | None = None
+    peak_mib: float = 0.0
+
+
 def score(job: Job, runtime: str, path: Path, label: str) -> tuple[Score, float]:
     """Score a model file on an engine; the score and the worker's peak memory in MiB."""
     dataset, source = job.images.evaluation, job.source
@@ -208,9 +220,11 @@ def tensor_rows(agreement: Agreement) -> list[dict[str, Any]]:
 
 
 def deployment(
-    job: Job, target: Target, qdq: Path, verdicts: list[Json]
+    job: Job, target: Target, qdq: Path, log: Json, scored: Scored
 ) -> tuple[Json, dict[str, bytes]]:
     """Everything about one artifact on one engine: the Deployment as JSON, and its details file.
+
+    log: of its quantization. scored: its score; without what it was computed from it is done again.
 
     Raises:
         DeploymentError: the engine refused, crashed, hung or ran out of memory.
@@ -219,9 +233,12 @@ def deployment(
     assert runtime is not None
     path, converted = engine_file(job, runtime, qdq)
     start = time.perf_counter()
-    deployed, peak = score(job, runtime, path, f"score on {target.name}")
+    deployed, peak, before = scored.found, scored.peak_mib, scored.seconds
+    if deployed is None:
+        deployed, peak = score(job, runtime, path, f"score on {target.name}")
+        before = 0.0
     simulated, agreement = simulate_and_compare(job, target, qdq)
-    evaluated = time.perf_counter() - start
+    evaluated = before + time.perf_counter() - start
     timed, facts = _timed(job, target, path)
     details = {
         "target": target.name,
@@ -231,6 +248,7 @@ def deployment(
         "warmup": {kind: latency.warmup for kind, latency in timed.items()},
         "executed": [asdict(op) for op in facts.executed],
         "cpu": {"name": this_machine().cpu, "flags": this_machine().flags},
+        "reconstruction": log["reconstruction"],
     }
     result = Deployment(
         target=target.name,
@@ -247,7 +265,7 @@ def deployment(
         if timed
         else None,
         peak_memory_mib=round(max(peak, facts.peak_memory_mib), 1),
-        fallback_ops=fallbacks(target, verdicts, facts.executed),
+        fallback_ops=fallbacks(target, log["verdicts"], facts.executed),
         seconds={"convert": converted, "evaluate": round(evaluated, 3)},
         qdq=f"artifacts/{qdq.name}",
     )

@@ -42,7 +42,7 @@ def _refusals(report: Report, d: Deployment, allow_fallback: bool) -> list[Findi
             how, value = "simulated", d.score.simulated
         why = (
             f"{how} {report.metric} {value:.4f} is {drop:.4f} below float {drop + value:.4f}; "
-            f"--max-drop allows {report.max_drop:g}"
+            f"--max-drop allows {report.max_drop:g}{_best_of(d)}"
         )
         advice = (
             f"modelmill explain {shlex.quote(report.folder or 'OUT')} -t {d.target}, which says "
@@ -59,11 +59,37 @@ def _refusals(report: Report, d: Deployment, allow_fallback: bool) -> list[Findi
     return found
 
 
+def _best_of(d: Deployment) -> str:
+    """What else was tried, where something was."""
+    if len(d.attempts) < 2:
+        return ""
+    tried = [
+        f"{a.name} failed" if a.score is None else f"{a.name} {a.score:.4f}" for a in d.attempts
+    ]
+    best = next(a.name for a in d.attempts if a.kept)
+    return f". This is the best of all that was tried, {best}: {', '.join(tried)}"
+
+
+def _learned(d: Deployment) -> list[Finding]:
+    """Units of a reconstruction in which plain rounding was better and stayed."""
+    if d.reconstruction is None or not d.reconstruction.kept_rounding:
+        return []
+    kept = d.reconstruction.kept_rounding
+    listed = f"{', '.join(kept[:4])}{' ...' if len(kept) > 4 else ''}"
+    why = (
+        f"in {len(kept)} of {d.reconstruction.units} units {d.reconstruction.algorithm} made the "
+        f"output worse on images held out; they keep plain rounding: {listed}"
+    )
+    return [Finding("units that learned nothing", d.target, why, "more images with --calibrate")]
+
+
 def _remarks(report: Report, d: Deployment, log: Json) -> list[Finding]:
     """What does not refuse the deployment but should be known."""
-    if d.failed is not None or d.agreement is None:
+    if d.failed is not None:
         return []
-    found = []
+    found = _learned(d)
+    if d.agreement is None:
+        return found
     if d.agreement.mismatched:
         found.append(_parting(report, d.target, d.agreement))
     if d.speedup is not None and d.speedup.verdict != "faster":

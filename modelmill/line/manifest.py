@@ -173,6 +173,7 @@ def options_from(
     try:
         held = json.loads(manifest_path.read_bytes())
         asked, recipe = {**held["options"], **(given or {})}, held["recipe"]
+        asked["attempts"] = held.get("attempts")
         newer = held["version"] > VERSION
         named = asked["model"] is not None and asked["data"] is not None
     except (OSError, ValueError, KeyError, TypeError) as error:

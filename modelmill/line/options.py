@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modelmill.ir import Graph
-from modelmill.line.quantize import Recipe
+from modelmill.line.quantize import Recipe, Where
 from modelmill.line.source import DataSource
 from modelmill.numerics import parse_precision
 from modelmill.tasks import Card
@@ -32,6 +32,7 @@ class BuildOptions:
     algorithm: how weights are rounded. "auto": to the nearest at 8 bits, and where `max_drop` is
     not met by one after another of what costs more; else that one alone.
     first_last_bits: of the first and the last layers; 0: as many as the others.
+    attempts: by target what an earlier build kept, as its manifest holds it; just that is done.
     memory: bytes that tensors cached for a reconstruction may take; more is kept on disk.
     max_drop: largest accepted loss of the metric, a fraction.
     recipe: the quantization steps; None for the task's default.
@@ -65,6 +66,7 @@ class BuildOptions:
     first_last_bits: int = 8
     memory: int = 2 * 2**30
     objective: str = "size"
+    attempts: Mapping[str, dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if self.precision != SEARCHED:
@@ -94,3 +96,13 @@ class BuildOptions:
             raise ValueError(f"--limit must be at least 1, not {self.limit}")
         if not 0 <= self.max_drop <= 1:
             raise ValueError(f"--max-drop is a fraction between 0 and 1, not {self.max_drop:g}")
+
+    @property
+    def base_precision(self) -> str:
+        """The precision that the plan starts from."""
+        return BASE_PRECISION if self.precision == SEARCHED else self.precision
+
+    def where(self) -> Where:
+        """What plans are made for."""
+        kept = frozenset(self.keep_float)
+        return Where(self.base_precision, self.flags, kept, self.first_last_bits)

@@ -22,6 +22,7 @@ from modelmill.line import charts
 from modelmill.line.charts import Axis, Mark
 from modelmill.line.findings import WEAK_LAYER_DB
 from modelmill.line.page_cross import matrix
+from modelmill.line.page_reconstruct import Learned, learned
 from modelmill.line.report import Deployment, Finding, Report
 from modelmill.line.store import Json, Store
 from modelmill.records.machine import has_vnni
@@ -399,6 +400,7 @@ class Section:
     executed: Sequence[Json]
     counts: str
     nodes: tuple[tuple[Json, Json, Json], ...]  # verdict, layer, tensor
+    learned: Learned | None
 
 
 def _section(d: Deployment, log: Json, details: Json) -> Section:
@@ -416,6 +418,7 @@ def _section(d: Deployment, log: Json, details: Json) -> Section:
     return Section(
         d, *_quality(d.target, layers), len(layers), *_codes(d.target, tensors), len(tensors),
         *_kernels(d.target, executed), executed, counts, nodes,
+        learned(d.target, log.get("reconstruction")),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from modelmill import ir
 from modelmill.line.check import Checked
 from modelmill.line.options import BuildOptions
-from modelmill.line.quantize import Where, prepare_graph
+from modelmill.line.quantize import prepare_graph
 from modelmill.line.report import SIMULATED
 from modelmill.line.run import REFERENCE, check_engines
 from modelmill.line.source import load_images, load_source
@@ -49,7 +49,7 @@ def rehearse(options: BuildOptions) -> Rehearsal:
         ValueError: what `build` would raise on the same input before its first result.
     """
     _check_folder(options)
-    chosen = [at_precision(load_target(name), options.precision) for name in options.targets]
+    chosen = [at_precision(load_target(name), options.base_precision) for name in options.targets]
     check_engines(chosen)
     source = load_source(options.model, options.card)
     images = load_images(
@@ -63,7 +63,7 @@ def rehearse(options: BuildOptions) -> Rehearsal:
     )
     graph = prepare_graph(source.graph)
     facts = ir.statistics(ir.with_batch(graph, 1) if source.batch is None else graph)
-    where = Where(options.precision, options.flags, frozenset(options.keep_float))
+    where = options.where()
     checked = []
     for target in chosen:
         planned = where.plan(graph, target)

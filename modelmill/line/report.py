@@ -83,11 +83,43 @@ class SpeedupReport:
 
 
 @dataclass(frozen=True)
+class AttemptReport:
+    """(+) One way of quantizing that was tried. score: on the engine, or simulated, over the same
+    images as the deployment's; drop: below float; gained: over the best one before it, None for the
+    first. failed: None, or why there is no score. kept: the deployment is this one.
+    """
+
+    name: str
+    score: float | None
+    drop: float | None
+    gained: float | None
+    seconds: float
+    kept: bool = False
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class ReconstructionReport:
+    """(+) Roundings that were learned: by which algorithm, in how many units. kept_rounding: units
+    that plain rounding suited better, which kept it. cache_mib: peak of the values kept in memory,
+    spilled_mib: of those on disk.
+    """
+
+    algorithm: str
+    units: int
+    kept_rounding: tuple[str, ...]
+    cache_mib: float
+    spilled_mib: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Deployment:
     """One target's outcome. runtime is "simulated" where no engine here runs the target; then
     everything an engine would tell is None. qdq (+): the ONNX file with the plan, which `artifact`,
     the engine's own file, was made from; exports (+): files for the target's toolchain. failed (+):
-    None, or why there is no result; then the other facts are None.
+    None, or why there is no result; then the other facts are None. attempts (+): what was tried, in
+    order, at least one. reconstruction (+): of the kept one, None where it rounds to the nearest.
     """
 
     target: str
@@ -107,6 +139,8 @@ class Deployment:
     failed: str | None = None
     qdq: str | None = None
     exports: tuple[str, ...] = ()
+    attempts: tuple[AttemptReport, ...] = ()
+    reconstruction: ReconstructionReport | None = None
 
     @property
     def simulated(self) -> bool:
@@ -208,4 +242,9 @@ def deployment_from_json(data: dict[str, Any]) -> Deployment:
             held[key] = kind(**held[key])
     for key in ("fallback_ops", "exports"):
         held[key] = tuple(held[key])
+    held["attempts"] = tuple(AttemptReport(**a) for a in held.get("attempts", ()))
+    learned = held.get("reconstruction")
+    if learned is not None:
+        kept = tuple(learned["kept_rounding"])
+        held["reconstruction"] = ReconstructionReport(**{**learned, "kept_rounding": kept})
     return Deployment(**held)

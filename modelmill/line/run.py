@@ -7,25 +7,19 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from modelmill import ir, plugins, tasks
-from modelmill.line import cross, deploy, filing, findings, manifest, page
+from modelmill import ir
+from modelmill.line import attempt, cross, deploy, escalate, filing, findings, manifest, page
 from modelmill.line.artifact import check_engine
 from modelmill.line.convert import float_file
+from modelmill.line.escalate import Kept
 from modelmill.line.job import FLOAT_ARTIFACT, Job
 from modelmill.line.options import BuildOptions
 from modelmill.line.parity import check_parity
-from modelmill.line.quantize import (
-    Quantized,
-    Recipe,
-    Where,
-    default_recipe,
-    prepare_graph,
-    quantize_all,
-)
+from modelmill.line.quantize import default_recipe, prepare_graph
 from modelmill.line.report import FLOAT, Deployment, Report, deployment_from_json
 from modelmill.line.show import SILENT, Show
 from modelmill.line.source import Source, load_images, load_source
@@ -34,7 +28,6 @@ from modelmill.records.machine import this_machine
 from modelmill.runtimes import DeploymentError, probe
 from modelmill.targets import Target, at_precision, load_target
 
-CALIBRATION_BATCH = 64
 REFERENCE = "onnxruntime"  # scores the float model where every target is simulated
 
 
@@ -48,7 +41,7 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
     start = time.perf_counter()
 
     # 1. What was asked: model, card, images, targets, engines. What can be wrong is found here.
-    asked = [at_precision(load_target(name), options.precision) for name in options.targets]
+    asked = [at_precision(load_target(name), options.base_precision) for name in options.targets]
     chosen = {target.name: target for target in asked}
     check_engines(asked)
     source = load_source(options.model, options.card)
@@ -75,14 +68,16 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
     float_score = _float_score(job, chosen, broken)
 
     # 5. Plan, calibrate and quantize: one pass of the calibration data for all targets.
-    where = Where(options.precision, options.flags, frozenset(options.keep_float))
+    where = options.where()
     notes = [images.note, *(n for t in chosen.values() for n in where.plan(graph, t).notes)]
     for note in notes:
         show.say(note)
-    logs = _quantize(job, chosen, where, recipe)
+    kept = escalate.begin(job, chosen)
 
-    # 6. Each target on its engine: score, simulate, compare, time. What fails costs that one only.
-    deployments = tuple(_deploy(job, t, logs[name], broken) for name, t in chosen.items())
+    # 6. Each target on its engine: score it, and where it loses too much try what costs more; then
+    # simulate, compare, time. What fails costs that one only.
+    deployments = tuple(_deploy(job, t, kept, float_score, broken) for t in chosen.values())
+    logs = {name: held.log for name, held in kept.items()}
 
     # 7. Do they all say the same of a picture?
     alike = cross.cross_agreement(job, [d.target for d in deployments if d.failed is None])
@@ -104,9 +99,9 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
     )
     report = findings.conclude(report, notes, logs, options.allow_fallback)
     store.write_json("report.json", report.to_json())
-    store.write_json(
-        "manifest.json", manifest.manifest(options, source, images, key, report, store)
-    )
+    made = manifest.manifest(options, source, images, key, report, store)
+    attempts = {n: {**k.attempt.to_json(), "units": k.log["units"]} for n, k in kept.items()}
+    store.write_json("manifest.json", {**made, "attempts": attempts})
     store.write("report.html", page.render(report, store, logs).encode())
     filing.file_records(report, options, store, manifest.build_id(key))
     return report
@@ -117,63 +112,6 @@ def check_engines(chosen: Iterable[Target]) -> None:
     for target in chosen:
         if target.runtime is not None:
             check_engine(target.runtime, f"target {target.name} needs")
-
-
-def _quantize(
-    job: Job, chosen: Mapping[str, Target], where: Where, recipe: Recipe
-) -> dict[str, Json]:
-    """The artifact and the log of every target; what an earlier run finished is not done again."""
-    source, images = job.source, job.images.calibration
-    batch = source.batch or CALIBRATION_BATCH
-    whole = len(images) - len(images) % batch if source.batch else len(images)
-    prepare, name = tasks.prepare(source.card), source.input_name
-    batches = tasks.batches(images, range(whole), prepare, batch, name, read_ahead=True)
-    quantized: dict[str, Quantized] = {}
-
-    def compute(name: str) -> Callable[[], tuple[Json, dict[str, bytes]]]:
-        def run() -> tuple[Json, dict[str, bytes]]:
-            if not quantized:
-                quantized.update(quantize_all(job.graph, chosen, where, batches, recipe, job.show))
-            made, target = quantized[name], chosen[name]
-            log = {
-                "seconds": round(made.seconds, 3),
-                "plan": made.plan.fingerprint(),
-                "verdicts": [vars(v) for v in made.planned.verdicts],
-                "protected": [vars(p) for p in made.protected],
-                "layers": [vars(q) for q in made.quality],
-            }
-            files = _exports(made)
-            if target.runtime is not None:
-                return log, {_artifact(name): ir.to_bytes(made.to_qdq()), **files}
-            artifact = next(iter(files), "")
-            held, predictions = deploy.simulation(job, made, artifact, files)
-            return {**log, "deployment": held}, {**files, **predictions}
-
-        return run
-
-    return {
-        name: job.store.step(f"quantize-{name}", _inputs(job, target), compute(name))
-        for name, target in chosen.items()
-    }
-
-
-def _inputs(job: Job, target: Target) -> Json:
-    """What the quantization for a target depends on; where it is simulated, on how much too."""
-    found = {**job.key, "target": repr(target)}
-    return found if target.runtime is not None else {**found, "simulate": job.options.simulate}
-
-
-def _exports(made: Quantized) -> dict[str, bytes]:
-    """The files for the target's toolchain: {name under the folder: bytes}."""
-    found = {}
-    for export in made.target.export:
-        for suffix, data in plugins.load("modelmill.export", export)(made.graph, made.plan).items():
-            found[f"artifacts/{made.target.name}{suffix}"] = data
-    return found
-
-
-def _artifact(target: str) -> str:
-    return f"artifacts/{target}.onnx"
 
 
 def _float_score(job: Job, chosen: Mapping[str, Target], broken: dict[str, str]) -> Json:
@@ -211,42 +149,64 @@ def _float_engines(chosen: Mapping[str, Target]) -> list[str]:
     return list(dict.fromkeys(engines))
 
 
-def _deploy(job: Job, target: Target, log: Json, broken: Mapping[str, str]) -> Deployment:
-    """One target's facts, or the reason why there are none."""
-    seconds = {"quantize": log["seconds"]}
-    if target.runtime is None:
-        held = log["deployment"]
-        return deployment_from_json({**held, "seconds": {**seconds, **held["seconds"]}})
-    artifact = _artifact(target.name)
-    path = job.store.path(artifact)
+def _deploy(
+    job: Job,
+    target: Target,
+    kept: dict[str, Kept],
+    float_score: Json,
+    broken: Mapping[str, str],
+) -> Deployment:
+    """One target's facts, or the reason why there are none; `kept` gets the attempt they are of."""
+    name, runtime = target.name, target.runtime
+    try:
+        if runtime is not None and runtime in broken:
+            raise DeploymentError(broken[runtime])
+        base = float_score["score_same" if runtime is None else "score"]
+        kept[name] = held = escalate.settle(job, target, kept[name], base)
+        attempt.keep(job, held.attempt, held.log)
+        found = held.log["deployment"] if runtime is None else _on_engine(job, target, held)
+    except DeploymentError as error:
+        job.show.say(f"{name} failed: {error}")
+        attempt.keep(job, kept[name].attempt, kept[name].log)
+        return _failed(job, target, kept[name].log, str(error))
+    seconds = {"quantize": held.log["seconds"], **found["seconds"]}
+    return replace(
+        deployment_from_json({**found, "seconds": seconds}),
+        attempts=held.tried,
+        reconstruction=attempt.reconstruction_report(held.log["reconstruction"]),
+    )
+
+
+def _on_engine(job: Job, target: Target, held: Kept) -> Json:
+    """The Deployment, as JSON, of the attempt that is kept."""
+    path = job.store.path(attempt.artifact(target.name))
     inputs = {
         **job.key,
         "target": repr(target),
         "artifact": file_hash(path),
         "simulate": job.options.simulate,
     }
-    try:
-        if target.runtime in broken:
-            raise DeploymentError(broken[target.runtime])
-        held = job.store.step(
-            f"deploy-{target.name}",
-            inputs,
-            lambda: deploy.deployment(job, target, path, log["verdicts"]),
-        )
-    except DeploymentError as error:
-        job.show.say(f"{target.name} failed: {error}")
-        return Deployment(
-            target=target.name,
-            runtime=target.runtime,
-            version=_version(target.runtime),
-            precision=job.options.precision,
-            artifact=artifact,
-            bytes=path.stat().st_size,
-            seconds=seconds,
-            failed=str(error),
-            qdq=artifact,
-        )
-    return deployment_from_json({**held, "seconds": {**seconds, **held["seconds"]}})
+    return job.store.step(
+        f"deploy-{target.name}",
+        inputs,
+        lambda: deploy.deployment(job, target, path, held.log, held.scored),
+    )
+
+
+def _failed(job: Job, target: Target, log: Json, why: str) -> Deployment:
+    """A deployment without a result."""
+    runtime, file = target.runtime or "", attempt.artifact(target.name)
+    return Deployment(
+        target=target.name,
+        runtime=runtime,
+        version=_version(runtime),
+        precision=job.options.precision,
+        artifact=file,
+        bytes=job.store.path(file).stat().st_size,
+        seconds={"quantize": log["seconds"]},
+        failed=why,
+        qdq=file,
+    )
 
 
 def _version(runtime: str) -> str:

@@ -74,6 +74,7 @@ class Store:
         """
         path = self.path(name)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             ir.write_whole(path, data)
         except OSError as error:
             raise OutputError(
@@ -81,6 +82,24 @@ class Store:
                 "kept; make room, then run the same command with --resume"
             ) from error
         return path
+
+    def link(self, name: str, source: str) -> None:
+        """Let `name` be the file `source` of this build as well, without a second copy where the
+        file system can.
+
+        Raises:
+            OutputError: not writable, or the disk is full.
+        """
+        path, held = self.path(name), self.path(source)
+        if path.exists() and path.samefile(held):
+            return
+        part = path.with_name(f".{path.name}.part")
+        try:
+            part.unlink(missing_ok=True)
+            part.hardlink_to(held)
+            part.replace(path)
+        except OSError:
+            self.write(name, held.read_bytes())
 
     def write_json(self, name: str, value: Json) -> Path:
         """Write `value` as indented JSON with sorted keys left as given."""
@@ -94,7 +113,7 @@ class Store:
 
         `compute` gives the result and the files (name under the folder -> bytes) that belong to it.
         """
-        key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
+        key = key_of(inputs)
         file_name = re.sub(r"[^\w.-]+", "_", name)  # an engine may be a path
         entry = f"cache/{file_name}-{key}.json"
         stored = self._stored(entry) if self.resume or entry in self._done else None
@@ -122,6 +141,11 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return result
+
+
+def key_of(inputs: Json) -> str:
+    """Short hash of what a step depends on."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def file_hash(path: Path) -> str:

@@ -10,11 +10,12 @@ quantized once more; the same inputs give the same numbers.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelmill import ir, tasks
 from modelmill.ir import Plan
+from modelmill.line.attempt import attempt_from
 from modelmill.line.job import FLOAT_ARTIFACT
 from modelmill.line.manifest import options_from
 from modelmill.line.options import BuildOptions
@@ -25,6 +26,7 @@ from modelmill.line.source import Images, Source, load_images, with_card
 from modelmill.line.store import Json
 from modelmill.quant.ablate import find_layers
 from modelmill.quant.observe import Batches
+from modelmill.quant.reconstruct import Workplace
 from modelmill.targets import Planned, Target, at_precision, load_target
 from modelmill.tasks import card_from_json
 
@@ -83,7 +85,7 @@ def read_build(folder: Path, target: str | None, data: str | None) -> Built:
     details = folder / "details" / f"{found.target}.json"
     held = json.loads(details.read_bytes()) if found.failed is None and details.exists() else {}
     named = chosen[found.target]
-    made_for = at_precision(load_target(named), options.precision)
+    made_for = at_precision(load_target(named), options.base_precision)
     return Built(folder, options, report, manifest, found, made_for, named, held)
 
 
@@ -142,15 +144,14 @@ def load_twin(built: Built, show: Show) -> Twin:
     graph = ir.load(path)
     source = with_card(path, graph, card)
     images = load_images(source, o.data, o.calib, o.calibrate, o.limit, o.seed, o.transform)
-    where = Where(o.precision, built.flags, frozenset(o.keep_float))
-    recipe = o.recipe or DEFAULT
+    where, recipe, place = _how(built)
     notes = _strange_images(built, images)
     same = not any(note.startswith("calibration") for note in notes)
     batches = _batches(source, images)
     found = _from_artifact(built, graph, recipe, batches, same)
     if found is None:
         name = built.target.name
-        made = quantize_all(graph, {name: built.target}, where, batches, recipe, show)[name]
+        made = quantize_all(graph, {name: built.target}, where, batches, recipe, show, place)[name]
         found = made.reference, made.graph, made.plan
     reference, coded, plan = found
     if reference is coded:
@@ -161,6 +162,24 @@ def load_twin(built: Built, show: Show) -> Twin:
     return Twin(
         built, source, images, reference, coded, plan, where, frozenset(planned - kept), notes
     )
+
+
+def _how(built: Built) -> tuple[Where, Recipe, Workplace | None]:
+    """How the deployment was quantized: by the attempt that was kept. Units that its reconstruction
+    finished lie in the build's cache, so that quantizing it once more does not learn them again.
+    """
+    held = built.manifest.get("attempts", {}).get(built.target.name)
+    if held is None:  # a build of before there were attempts
+        o = built.options
+        where = Where(o.precision, built.flags, frozenset(o.keep_float))
+        return where, o.recipe or DEFAULT, None
+    kept = attempt_from(held)
+    units = held.get("units")
+    folder = built.folder / units if units is not None else None
+    if folder is None or not folder.is_dir():
+        folder = None
+    place = Workplace(built.options.memory, folder)
+    return replace(kept.where, flags=built.flags), kept.recipe, place
 
 
 def _strange_images(built: Built, images: Images) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ def test_not_accepted_is_code_1(run, make_tiny, tmp_path):
     hair = make_tiny(tmp_path, hair=True)
     out = tmp_path / "out"
     asked = ("build", hair.model, "-d", hair.data, "-t", "ort_cpu", "-o", out, "--simulate", "5")
+    asked += ("--algorithm", "round")
     result = run(*asked)
     assert result.exit_code == 1
     assert "NOT ACCEPTED" in result.stdout and "accuracy drop above the limit" in result.stdout

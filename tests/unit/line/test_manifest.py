@@ -50,7 +50,7 @@ def test_a_manifest_from_before_there_were_algorithms(tmp_path):
 def test_no_option_is_forgotten():
     """What is not in a manifest is where to write, what Python alone can hold, or how to resume."""
     left_out = {f.name for f in fields(BuildOptions)} - set(ASKED)
-    assert left_out == {"out", "resume", "recipe", "db", "transform"}
+    assert left_out == {"out", "resume", "recipe", "db", "transform", "attempts"}
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_the_report_has_the_keys_of_the_house(built):
         assert set(d) == {
             "target", "runtime", "version", "precision", "artifact", "bytes", "score", "agreement",
             "latency_ms", "float_latency_ms", "speedup", "peak_memory_mib", "fallback_ops",
-            "seconds", "failed", "qdq", "exports",
+            "seconds", "failed", "qdq", "exports", "attempts", "reconstruction",
         }  # fmt: skip
         assert set(d["score"]) >= {"deployed", "simulated", "n"}
         assert set(d["agreement"]) >= {"elements", "mismatched", "max_codes", "first_divergence"}
@@ -138,7 +138,7 @@ def test_resume_after_a_whole_build_files_nothing_twice(built, options):
     assert again.deployments == report.deployments and again.float_score == report.float_score
     assert len(Database(out / "records.db").query()) == before
     steps = json.loads((out / "manifest.json").read_bytes())["steps"]
-    assert steps["done"] == [] and len(steps["reused"]) == 8
+    assert steps["done"] == [] and len(steps["reused"]) == 10
 
 
 def test_the_manifest_gives_the_options_back(built, options, tmp_path):
@@ -230,7 +230,7 @@ def test_an_engine_that_fails_costs_one_deployment(options, tmp_path, way):
     assert again.deployments[0].failed is None and again.accepted
     assert again.deployments[1] == good
     steps = json.loads((out / "manifest.json").read_bytes())["steps"]
-    assert steps["done"] == ["deploy-bad", "cross-agreement"]
+    assert steps["done"] == ["score-bad", "deploy-bad", "cross-agreement"]
     assert {"quantize-bad", "quantize-ort_cpu", "deploy-ort_cpu", "float-score"} <= set(
         steps["reused"]
     )
