@@ -1,10 +1,14 @@
 """One thread, and small float networks with data."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for tiny_vit.py
 
 
 @pytest.fixture(autouse=True, scope="package")

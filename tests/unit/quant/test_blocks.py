@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_vit import untrained
 
 from modelmill import executor, ir
 from modelmill.line.quantize import prepare_graph
@@ -237,6 +238,19 @@ def test_shapes_are_worked_out_again_and_never_cached(cut):
     assert units == ["a", "y"]
     assert [set(u.inputs) for u in partition.units] == [{"x"}, {"a", "x"}]
     assert [u.outputs for u in partition.units] == [("a",), ("y",)]
+
+
+def test_attention_and_mlp_of_a_transformer_with_their_shortcuts():
+    graph = prepare_graph(untrained())
+    layers, feeds = layers_of(graph), noise(graph)
+    check(graph, by_layer(graph, layers), feeds)
+    found = blocks(graph, layers)
+    check(graph, found, feeds)
+    op = {node.name: node.op_type for node in ir.nodes(graph)}
+    assert [len(unit.layers) for unit in found.units] == [1, 2, 2, 2, 2, 1] and not found.notes
+    assert all(op[unit.nodes[-1]] == "Add" for unit in found.units[1:5])
+    assert all(len(unit.inputs) == len(unit.outputs) == 1 for unit in found.units[2:])
+    assert ["Softmax" in map(op.get, unit.nodes) for unit in found.units[1:5]] == [True, False] * 2
 
 
 def test_a_name_that_is_no_node(net):
