@@ -249,6 +249,7 @@ def deployment(
         "executed": [asdict(op) for op in facts.executed],
         "cpu": {"name": this_machine().cpu, "flags": this_machine().flags},
         "reconstruction": log["reconstruction"],
+        "search": log.get("search"),
     }
     result = Deployment(
         target=target.name,

@@ -166,7 +166,8 @@ def _search(job: Job, target: Target, base: float, best: Kept) -> Kept:
         else:
             low = at + 1
         at = (low + high) // 2
-    return best if cheapest is None else replace(cheapest, tried=best.tried)
+    kept = best if cheapest is None else replace(cheapest, tried=best.tried)
+    return replace(kept, log={**kept.log, "search": found.with_kept(kept.attempt.name)})
 
 
 def _try(job: Job, target: Target, attempt: Attempt, base: float, best: Kept) -> Kept:

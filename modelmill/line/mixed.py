@@ -65,7 +65,19 @@ class Found:
             recipe = with_algorithm(recipe, job.options.algorithm, where, job.options.seed)
         elif fewest < LEARNED_BELOW and recipe.reconstruct is None:
             recipe = with_algorithm(recipe, "qdrop", where, job.options.seed)
-        return Attempt(f"mixed-{number + 1}", recipe, where)
+        return Attempt(_name(number), recipe, where)
+
+    def with_kept(self, name: str) -> Json:
+        """As JSON with `kept`, the number of the candidate that is deployed, None where it is none
+        of them.
+        """
+        kept = next((i for i in range(self.count) if _name(i) == name), None)
+        return {**self.held, "kept": kept}
+
+
+def _name(number: int) -> str:
+    """What the attempt of a candidate is called."""
+    return f"mixed-{number + 1}"
 
 
 def eight_bits(where: Where) -> Where:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from modelmill import ir
+from modelmill.line import escalate
 from modelmill.line.check import Checked
-from modelmill.line.options import BuildOptions
+from modelmill.line.options import SEARCHED, BuildOptions
 from modelmill.line.quantize import prepare_graph
 from modelmill.line.report import SIMULATED
 from modelmill.line.run import REFERENCE, check_engines
@@ -50,7 +51,7 @@ def rehearse(options: BuildOptions) -> Rehearsal:
     """
     _check_folder(options)
     chosen = [at_precision(load_target(name), options.base_precision) for name in options.targets]
-    check_engines(chosen)
+    check_engines(chosen, options)
     source = load_source(options.model, options.card)
     images = load_images(
         source,
@@ -94,7 +95,10 @@ def _steps(
     steps = [f"compare the float model: PyTorch executor and {engine}" for engine in engines]
     steps += [f"score float on {engines[0]}: {evaluation} images"]
     steps += [f"calibrate: {calibration} images"]
-    steps += [f"quantize for {c.target}" for c in checked]
+    first = escalate.first_rung(options.base_precision)
+    algorithm = first if options.algorithm == SEARCHED else options.algorithm
+    learned = "" if algorithm == "round" else f": {algorithm}"
+    steps += [f"quantize for {c.target}{learned}" for c in checked]
     steps += [f"simulate {c.target}: {simulated} images" for c in checked if c.runtime == SIMULATED]
     for c in (c for c in checked if c.runtime != SIMULATED):
         steps += [
@@ -102,6 +106,14 @@ def _steps(
             f"simulate {c.target} and compare every quantized tensor: {simulated} images",
             f"time {c.target}: float and {c.precision} in turns, one thread",
         ]
+    if options.precision == SEARCHED:
+        steps += [
+            f"search bits of every layer for {c.target}: {options.objective}" for c in checked
+        ]
+    elif options.algorithm == SEARCHED:
+        rungs = escalate.LADDER[escalate.LADDER.index(first) + 1 :]
+        then = ", ".join((*rungs, "bits layer by layer"))
+        steps += [f"where more than {options.max_drop:g} is lost, one after another: {then}"]
     return (*steps, "write report, manifest and records")
 
 

@@ -17,7 +17,7 @@ from modelmill.line.artifact import check_engine
 from modelmill.line.convert import float_file
 from modelmill.line.escalate import Kept
 from modelmill.line.job import FLOAT_ARTIFACT, Job
-from modelmill.line.options import BuildOptions
+from modelmill.line.options import SEARCHED, BuildOptions
 from modelmill.line.parity import check_parity
 from modelmill.line.quantize import default_recipe, prepare_graph
 from modelmill.line.report import FLOAT, Deployment, Report, deployment_from_json
@@ -43,7 +43,7 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
     # 1. What was asked: model, card, images, targets, engines. What can be wrong is found here.
     asked = [at_precision(load_target(name), options.base_precision) for name in options.targets]
     chosen = {target.name: target for target in asked}
-    check_engines(asked)
+    check_engines(asked, options)
     source = load_source(options.model, options.card)
     recipe = options.recipe or default_recipe(source.task.name)
     options = o = replace(options, recipe=recipe)
@@ -107,9 +107,17 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
     return report
 
 
-def check_engines(chosen: Iterable[Target]) -> None:
-    """Raise ValueError if the engine of a target is not here as it should."""
+def check_engines(chosen: Iterable[Target], options: BuildOptions) -> None:
+    """Raise ValueError if the engine of a target is not here as it should, or cannot be timed where
+    the fastest precision is asked for.
+    """
+    timed = options.precision == SEARCHED and options.objective == "latency"
     for target in chosen:
+        if timed and (target.runtime is None or target.emulated):
+            raise ValueError(
+                f"--objective latency: no engine here runs {target.name}, so its layers cannot be "
+                "timed; use --objective size"
+            )
         if target.runtime is not None:
             check_engine(target.runtime, f"target {target.name} needs")
 

@@ -111,13 +111,16 @@ def test_options_of_the_recipe():
     from modelmill.line.quantize import DEFAULT
 
     text = page("docs/recipe.md")
-    for step in (getattr(DEFAULT, field.name) for field in dataclasses.fields(DEFAULT)):
+    steps = [getattr(DEFAULT, field.name) for field in dataclasses.fields(DEFAULT)]
+    learned = [plugins.load("modelmill.quant", name)() for name in ("adaround", "brecq", "qdrop")]
+    for step in [*filter(None, steps), *learned]:
         (row,) = [
             line for line in text.splitlines() if line.startswith(f"| `{type(step).__name__}`")
         ]
         for option in dataclasses.fields(step):
             value = option.default
-            shown = f'"{value}"' if isinstance(value, str) else f"{value:g}"
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            shown = f'"{value}"' if isinstance(value, str) else shown
             assert re.search(rf"`{option.name}` \({re.escape(shown)}", row), (
                 f"{option.name} = {shown}"
             )
