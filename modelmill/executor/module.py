@@ -106,6 +106,11 @@ class Module(nn.Module):
     # ------------------------------------------------------------ what it holds
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph's outputs."""
+        return self._outputs
+
+    @property
     def weights(self) -> dict[str, nn.Parameter]:
         """The parameters by their ONNX names."""
         return {name: self._weight(name) for name in self._registered}
@@ -152,18 +157,21 @@ class Module(nn.Module):
         feeds: Feeds,
         names: Iterable[str],
         look: Callable[[str, Tensor], Tensor | None],
-    ) -> None:
+        fetch: Sequence[str] = (),
+    ) -> dict[str, Tensor]:
         """Compute the named values and show each to `look(name, value)` as soon as it is there.
 
         Values come in graph order, before fake quantization, and are kept no longer than the graph
-        needs them. A tensor that `look` gives back takes the value's place.
+        needs them. A tensor that `look` gives back takes the value's place. Returns the values
+        named in `fetch`, as `forward` does.
 
         Raises:
             ValueError: as `forward`.
         """
         names = tuple(names)
-        schedule = self._schedule(tuple(feeds), (), names)
-        self._execute(feeds, schedule, look, frozenset(names))
+        schedule = self._schedule(tuple(feeds), tuple(fetch), names)
+        found = self._execute(feeds, schedule, look, frozenset(names))
+        return {name: found[key] for name, key in schedule.fetch}
 
     def _execute(
         self,

@@ -20,6 +20,8 @@ from modelmill.quant.observe import Batches, Statistics, merge, observe
 from modelmill.quant.ranges import choose_range
 
 WEIGHT_SHRINK = np.linspace(1.0, 0.8, 11)  # below 0.8 no 8-bit or 7-bit weight tensor gains
+FEW_BITS = 6  # from here on down each end of the range is sought, and further in
+FEW_BITS_SHRINK = np.linspace(1.0, 0.3, 15)
 POWERS_OF_TWO = np.array([1.0, 0.5, 0.25])  # the exponent that covers a weight, and two below
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # their second input, if constant, is a weight
 BIAS_BITS = 32
@@ -154,29 +156,55 @@ def weight_encoding(weight: np.ndarray, spec: QuantSpec, method: str) -> Encodin
     )
     low, high = rows.min(axis=1), rows.max(axis=1)
     if method == "mse":
-        share = _best_share(rows, low, high, spec)
-        low, high = low * share, high * share
+        ends = _best_ends if spec.bits <= FEW_BITS else _best_share
+        low_share, high_share = ends(rows, low, high, spec)
+        low, high = low * low_share, high * high_share
     if spec.axis is None:
         return choose_encoding(spec, low[0], high[0])
     return choose_encoding(spec, low, high)
 
 
-def _best_share(rows: np.ndarray, low: np.ndarray, high: np.ndarray, spec: QuantSpec) -> np.ndarray:
-    """Per row the share of its range with the smallest squared error, the largest at a tie."""
-    best, share = np.full(len(rows), np.inf), np.ones(len(rows))
+def _best_share(
+    rows: np.ndarray, low: np.ndarray, high: np.ndarray, spec: QuantSpec
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per row the share of its range with the smallest squared error, the largest at a tie; the
+    same for both ends.
+    """
+    share = np.ones(len(rows))
     if spec.logarithmic:  # the same relative precision at any range
-        return share
+        return share, share
+    best = np.full(len(rows), np.inf)
     for a in POWERS_OF_TWO if spec.power_of_two else WEIGHT_SHRINK:
-        encoding = choose_encoding(replace(spec, axis=0), low * a, high * a)
-        scale, zero_point = encoding.scale[:, None], encoding.zero_point[:, None]
-        codes = np.rint(rows / scale)
-        np.clip(codes, spec.qmin - zero_point, spec.qmax - zero_point, out=codes)
-        codes *= scale
-        codes -= rows
-        errors = np.einsum("ij,ij->i", codes, codes)
+        errors = _squared_errors(rows, choose_encoding(replace(spec, axis=0), low * a, high * a))
         better = errors < best
         best[better], share[better] = errors[better], a
-    return share
+    return share, share
+
+
+def _best_ends(
+    rows: np.ndarray, low: np.ndarray, high: np.ndarray, spec: QuantSpec
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per row the shares of its two ends with the smallest squared error; one share where the
+    format is symmetric.
+    """
+    shares = POWERS_OF_TWO if spec.power_of_two else FEW_BITS_SHRINK
+    pairs = [(a, a) for a in shares] if spec.symmetric else [(a, b) for a in shares for b in shares]
+    best, found = np.full(len(rows), np.inf), np.ones((2, len(rows)))
+    for a, b in pairs:
+        errors = _squared_errors(rows, choose_encoding(replace(spec, axis=0), low * a, high * b))
+        better = errors < best
+        best[better], found[0, better], found[1, better] = errors[better], a, b
+    return found[0], found[1]
+
+
+def _squared_errors(rows: np.ndarray, encoding: Encoding) -> np.ndarray:
+    """Squared error of each row under its encoding."""
+    scale, zero_point = encoding.scale[:, None], encoding.zero_point[:, None]
+    codes = np.rint(rows / scale)
+    np.clip(codes, encoding.spec.qmin - zero_point, encoding.spec.qmax - zero_point, out=codes)
+    codes *= scale
+    codes -= rows
+    return np.asarray(np.einsum("ij,ij->i", codes, codes))
 
 
 def encode_biases(graph: ir.Graph, plan: Plan, points: list[Point] | None = None) -> Plan:
