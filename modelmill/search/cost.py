@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -214,8 +214,9 @@ def _measured(
     feeds: Mapping[str, np.ndarray],
     bench: Bench,
 ) -> LayerTime | str:
+    options = replace(bench.options, batch=None)  # the file has its own
     try:
-        times, version = time_files(target, files, feeds, bench.options, bench.layers)
+        times, version = time_files(target, files, feeds, options, bench.layers)
     except DeploymentError as error:
         return str(error)
     if bench.database is not None:

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from modelmill import ir, targets
-from modelmill.latency import Speedup, compare
+from modelmill.latency import Latency, Speedup, compare
 from modelmill.quant.calibrate import Calibrate, activation_names, encode
 from modelmill.quant.observe import Batches, Statistics, observe, take
 from modelmill.runtimes import SessionOptions
@@ -49,6 +49,7 @@ from modelmill.targets import Target
 
 Answer = Literal["mixed", "uniform", "float"]
 BASE_BITS = 8
+UNKNOWN_MS = 1e-6  # saved by a layer whose time is not known: it is on integers without a reason
 CALIBRATE = Calibrate()
 
 
@@ -243,16 +244,21 @@ class _Search:
         )
 
     def _options(self, unit: Unit, least: Mapping[str, Bits]) -> tuple[Bits, ...]:
-        """What a unit may have besides float, the target's own bits last."""
+        """What a unit may have besides float, the target's own bits last. Of bits that take the
+        same room in the file the most; where time is the cost, the target's own alone.
+        """
+        if self.timed:
+            return (self.full,)
         weights, activations = (max(least[name][i] for name in unit) for i in range(2))
+        held = sorted({*self.goal.weight_bits, self.full[0]})
+        widest = {stored_bits(self.target, w): w for w in held if w <= self.full[0]}
         fewer = [
             (w, a)
-            for w in sorted(self.goal.weight_bits)
+            for w in widest.values()
             for a in sorted(self.goal.activation_bits or self.full[1:])
-            if weights <= w <= self.full[0] and activations <= a <= self.full[1]
+            if weights <= w and activations <= a <= self.full[1]
         ]
-        fewer = [bits for bits in fewer if bits != self.full and not self.timed]
-        return (*fewer, self.full)
+        return (*(bits for bits in fewer if bits != self.full), self.full)
 
     def run(self) -> Choice:
         """See `choose`."""
@@ -313,13 +319,14 @@ class _Search:
     ) -> list[Option]:
         """The options of a unit in the order of `options`, then float."""
         if self.timed:
-            saved = sum(t.saved_ms for n in unit if isinstance(t := times[n], LayerTime))
+            held = [times[name] for name in unit]
+            saved = sum(t.saved_ms if isinstance(t, LayerTime) else UNKNOWN_MS for t in held)
             return [Option(0.0, noise[key(unit, self.full)]), Option(saved, 0.0)]
-        held = [
+        options = [
             Option(self._bytes(unit, bits[0]), noise[key(unit, bits)])
             for bits in self.options[unit]
         ]
-        return [*held, Option(self._bytes(unit, FLOAT_BITS), 0.0)]
+        return [*options, Option(self._bytes(unit, FLOAT_BITS), 0.0)]
 
     def _bytes(self, unit: Unit, bits: int) -> int:
         """Of a unit: the weight its layers share is counted once."""
@@ -355,11 +362,12 @@ class _Search:
                 f"no assignment of bits is predicted to reach {limit:.1f} dB; all layers at "
                 f"{BASE_BITS} bits have {choice.uniform.noise_db:.1f} dB"
             )
-        found += [
-            f"{name}: its time is not known, as the engine refused the layer alone: {why}"
-            for name, why in times.items()
-            if isinstance(why, str)
-        ]
+        refused = [(name, why) for name, why in times.items() if isinstance(why, str)]
+        if refused:
+            found.append(
+                f"the times of {len(refused)} of {len(times)} layers are not known, as the engine "
+                f"refused them alone; the first: {refused[0][0]}: {refused[0][1]}"
+            )
         return tuple(found)
 
     # ------------------------------------------------------------ the whole model
@@ -376,22 +384,8 @@ class _Search:
             self.target, files, self._picture(), self._session(), self.bench.whole
         )
         self.notebook.show("time the model", 1, 1)
-        answer, notes = choice.answer, list(choice.notes)
         good = choice.uniform.noise_db >= self.goal.limit_db
-        if answer == "float" and good:
-            answer = "uniform"  # the sum of layers says float: the whole model decides
-        if answer == "mixed" and good:
-            gain = compare(times["uniform"], times["mixed"])
-            if gain.verdict == "slower":
-                answer = "uniform"
-                notes.append(f"mixed is {gain.ratio:.2f} times as fast as uniform: uniform is kept")
-        if compare(times["float"], times[answer]).verdict == "slower":
-            ratio = compare(times["float"], times[answer]).ratio
-            notes.append(
-                f"{answer} is {ratio:.2f} times as fast as float on {self.target.runtime}: slower, "
-                "so the model stays float"
-            )
-            answer = "float"
+        answer, notes = settle(choice.answer, good, times)
         verified = Verified(
             float_ms=times["float"].p50_ms,
             uniform_ms=times["uniform"].p50_ms,
@@ -414,7 +408,7 @@ class _Search:
             uniform=uniform,
             pareto=(*faster, nothing),
             verified=verified,
-            notes=tuple(notes),
+            notes=(*choice.notes, *notes),
         )
 
     def _quantized(self, candidate: Candidate, statistics: Mapping[str, Statistics]) -> ir.Graph:
@@ -428,6 +422,31 @@ class _Search:
     def _session(self) -> SessionOptions:
         batch = 1 if ir.is_batch_dynamic(self.graph) else None
         return replace(self.bench.options, batch=batch)
+
+
+def settle(
+    answer: Answer, uniform_is_good: bool, times: Mapping[str, Latency]
+) -> tuple[Answer, tuple[str, ...]]:
+    """The answer that the times of the whole models leave, and why in words.
+
+    Args:
+        answer: by the sum of the layers.
+        uniform_is_good: whether uniform bits are within the limit of noise.
+        times: of "float" and "uniform", and of "mixed" where that is the answer.
+    """
+    notes = []
+    if answer == "float" and uniform_is_good:
+        answer = "uniform"  # the layers say float; the whole model decides
+    if answer == "mixed" and uniform_is_good:
+        gain = compare(times["uniform"], times["mixed"])
+        if gain.verdict == "slower":
+            answer = "uniform"
+            notes.append(f"mixed is {gain.ratio:.2f} times as fast as uniform, which is kept")
+    gain = compare(times["float"], times[answer])
+    if gain.verdict == "slower":
+        notes.append(f"{answer} is {gain.ratio:.2f} times as fast as float: the model stays float")
+        answer = "float"
+    return answer, tuple(notes)
 
 
 def _thinned(choice: Choice, most: int) -> tuple[Candidate, ...]:
