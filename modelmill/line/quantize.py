@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +23,15 @@ from modelmill.executor.integer import IntegerModule
 from modelmill.ir import Plan
 from modelmill.line.rewrite import check_equal, rewritten
 from modelmill.line.show import SILENT, Show
+from modelmill.quant.adaround import AdaRound
 from modelmill.quant.bias_correction import LAYERS, BiasCorrection
+from modelmill.quant.brecq import Brecq
 from modelmill.quant.calibrate import Calibrate, activation_names, encode
 from modelmill.quant.equalize import Equalize
 from modelmill.quant.observe import Batches, Statistics, observe, take
 from modelmill.quant.protect import Protect, Protected
+from modelmill.quant.qdrop import QDrop
+from modelmill.quant.reconstruct import WORKPLACE, Reconstructed, Workplace
 from modelmill.records.machine import this_machine
 from modelmill.targets import Planned, Target, at_precision, load_target
 
@@ -37,6 +40,7 @@ SQNR_CEILING = 200.0  # dB reported where nothing was lost at all
 QUALITY_IMAGES = 8
 
 
+Reconstruction = AdaRound | Brecq | QDrop
 EQUALIZE, CALIBRATE, BIAS_CORRECTION = Equalize(), Calibrate(), BiasCorrection()
 PROTECT = Protect()
 
@@ -49,7 +53,7 @@ class Recipe:
     calibrate: Calibrate = CALIBRATE
     bias_correction: BiasCorrection | None = BIAS_CORRECTION
     protect: Protect | None = PROTECT
-    reconstruct: Any = None
+    reconstruct: Reconstruction | None = None
 
 
 DEFAULT = Recipe()
@@ -94,7 +98,7 @@ class Quantized:
     reference: ir.Graph
     sample: Mapping[str, np.ndarray]
     seconds: float = 0.0
-    reconstructed: Any = None
+    reconstructed: Reconstructed | None = None
 
     @cached_property
     def quality(self) -> tuple[LayerQuality, ...]:
@@ -209,7 +213,7 @@ def quantize_all(
     batches: Batches,
     recipe: Recipe = DEFAULT,
     show: Show = SILENT,
-    workplace: Any = None,
+    workplace: Workplace | None = None,
 ) -> dict[str, Quantized]:
     """Quantize a clean graph for several targets; calibration data runs through the float model
     once, and once more for targets with passes of their own.
@@ -234,9 +238,11 @@ def quantize_all(
     for name, target in chosen.items():
         with show.step(f"quantize for {name}"):
             begun = time.perf_counter()
-            made = _quantize_one(
-                graphs[name], target, planned[name], where, batches, recipe, statistics
-            )
+            own = graphs[name], target, planned[name], where, batches
+            if recipe.reconstruct is None:
+                made = _quantize_one(*own, recipe, statistics)
+            else:
+                made = _reconstruct(*own, recipe, statistics, workplace or WORKPLACE)
             results[name] = replace(made, seconds=shared + time.perf_counter() - begun)
         if made.protected:
             kept = ", ".join(f"{p.node} ({p.sqnr_db:.1f} dB alone)" for p in made.protected)
@@ -300,6 +306,27 @@ def _quantize_one(
     return Quantized(
         corrected, corrected_plan, target, planned, protected, reference=graph, sample=feeds
     )
+
+
+def _reconstruct(  # noqa: PLR0913 (as _quantize_one, and where it works)
+    graph: ir.Graph,
+    target: Target,
+    planned: Planned,
+    where: Where,
+    batches: Batches,
+    recipe: Recipe,
+    statistics: Mapping[str, Statistics],
+    workplace: Workplace,
+) -> Quantized:
+    """Learned roundings in the place of bias correction. No layer is kept in float: what the bits
+    cost is what is learned against.
+    """
+    plan = encode(graph, planned.plan, statistics, recipe.calibrate)
+    assert recipe.reconstruct is not None
+    made = recipe.reconstruct.run(graph, plan, batches, workplace)
+    targets.check(made.graph, target, where.precision, made.plan)
+    sample = next(take(graph, batches, QUALITY_IMAGES))
+    return Quantized(made.graph, made.plan, target, planned, (), graph, sample, reconstructed=made)
 
 
 def _correct(

@@ -183,17 +183,17 @@ class _Work:
     ) -> None:
         """Adam; afterwards nothing has a gradient."""
         self.masks = Masks(drop, self.generator)
-        groups = [{"params": p, "lr": rate, "base": rate} for p, rate in rates if p and rate]
-        free = [p for group in groups for p in group["params"]]
+        rates = [(parameters, rate) for parameters, rate in rates if parameters and rate]
+        free = [p for parameters, _ in rates for p in parameters]
         for p in free:
             p.requires_grad_()
-        adam = torch.optim.Adam(groups, foreach=True)
+        adam = torch.optim.Adam([{"params": p} for p, _ in rates], foreach=True)
         quantizers = self._dropping(drop)
         for iteration in range(iterations):
             self._gradients(drop, quantizers)
             fall = 0.5 * (1 + math.cos(math.pi * iteration / iterations))
-            for group in adam.param_groups:
-                group["lr"] = group["base"] * fall
+            for group, (_, rate) in zip(adam.param_groups, rates, strict=True):
+                group["lr"] = rate * fall
             adam.step()
             adam.zero_grad(set_to_none=True)
             for rounding in self.roundings.values():
@@ -207,10 +207,10 @@ class _Work:
         """
         if drop >= 1:
             return {}
-        return {
-            name: lambda x, step=step: step(x, self.masks.like(x))
-            for name, step in self.steps.items()
-        }
+        return {name: self._dropped(step) for name, step in self.steps.items()}
+
+    def _dropped(self, step: Step) -> Callable[[Tensor], Tensor]:
+        return lambda x: step(x, self.masks.like(x))
 
     def _gradients(self, drop: float, quantizers: Quantizers) -> None:
         """Of one batch, in parts where the graph insists on its own."""
