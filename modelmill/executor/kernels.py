@@ -311,7 +311,7 @@ def average_by_floor(x: Codes, attributes: dict[str, Any], output: Encoding) -> 
     padded_by_name = attributes.get("auto_pad", "NOTSET") != "NOTSET"
     if x.encoding != output or padded_by_name or attributes.get("ceil_mode", 0):
         return None
-    shift = float(x.encoding.zero_point) + UNSIGNED
+    shift = float(x.encoding.zero_point) - x.encoding.spec.qmin
     # Padding is not counted, so it adds nothing to a sum of codes either.
     total, count = _sequential_sum(x.centred, attributes)
     factor = torch.floor(2**24 / count.double())

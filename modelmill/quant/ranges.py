@@ -26,7 +26,7 @@ from modelmill.quant.observe import Statistics
 METHODS = ("minmax", "percentile", "mse", "kl")
 PERCENTILE = 99.999
 SHRINK = np.linspace(0.1, 1.0, 91)  # candidate shares of the full range
-KL_CODES = 128
+KL_CODES = 128  # of 8 bits, on one side of 0; fewer where the format has fewer
 EXPONENTS = (-2, -1, 0, 1)  # around the power of two that covers a range
 CLIPPED_WEIGHT = 4.0  # a clipped outlier is gone, rounding noise averages out; docs/LOG.md
 
@@ -64,7 +64,7 @@ def _by_method(
         return _percentile(statistics, *limits)
     if method == "mse":
         return _smallest_error(statistics, spec, *limits, negative_weight)
-    share = _kl_share(statistics, *limits)
+    share = _kl_share(statistics, min(KL_CODES, 2 ** (spec.bits - 1)), *limits)
     return float(limits[0] * share), float(limits[1] * share)
 
 
@@ -140,7 +140,7 @@ def _clipped(tail: list[np.ndarray], end: np.ndarray) -> np.ndarray:
     return np.asarray(tail[2] - 2 * end * tail[1] + end**2 * tail[0])
 
 
-def _kl_share(statistics: Statistics, low: float, high: float) -> float:
+def _kl_share(statistics: Statistics, levels: int, low: float, high: float) -> float:
     """Share of the absolute range with the smallest divergence between the clipped and the
     quantized distribution.
     """
@@ -150,18 +150,18 @@ def _kl_share(statistics: Statistics, low: float, high: float) -> float:
         0
     ]
     best, best_share = np.inf, 1.0
-    for width in range(KL_CODES, bins + 1, bins // KL_CODES):
+    for width in range(levels, bins + 1, bins // KL_CODES):
         clipped = counts[:width].copy()
         clipped[-1] += counts[width:].sum()
-        divergence = _divergence(clipped, counts[:width])
+        divergence = _divergence(clipped, counts[:width], levels)
         if divergence < best:
             best, best_share = divergence, width / bins
     return best_share
 
 
-def _divergence(reference: np.ndarray, source: np.ndarray) -> float:
-    """KL(reference || source spread over KL_CODES levels); counts in, nats out."""
-    starts = np.arange(KL_CODES) * len(source) // KL_CODES
+def _divergence(reference: np.ndarray, source: np.ndarray, levels: int) -> float:
+    """KL(reference || source spread over so many levels); counts in, nats out."""
+    starts = np.arange(levels) * len(source) // levels
     filled = source > 0
     sums = np.add.reduceat(source, starts)
     members = np.maximum(np.add.reduceat(filled.astype(np.float64), starts), 1.0)

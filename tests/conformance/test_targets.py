@@ -10,8 +10,9 @@ from modelmill import executor, ir, plugins, targets
 from modelmill.executor.integer import IntegerModule
 from modelmill.ir import Plan, Point
 from modelmill.line.deploy import fallbacks
-from modelmill.line.quantize import prepare_graph
-from modelmill.numerics import Encoding, choose_encoding
+from modelmill.line.quantize import Where, prepare_graph
+from modelmill.line.rewrite import rewritten
+from modelmill.numerics import Arithmetic, Encoding, choose_encoding
 from modelmill.records.machine import this_machine
 from modelmill.runtimes import open_session
 
@@ -272,6 +273,65 @@ def test_the_simulation_takes_its_plans(target, prepared, name):
     x = np.random.default_rng(0).normal(size=shape).astype("f")
     outputs = IntegerModule(graph, plan, target.arithmetic)({fed.name: x}, look)
     assert seen and all(np.isfinite(y.numpy()).all() for y in outputs.values())
+
+
+def narrowed(graph, target, precision):
+    """Target, graph after its passes and numbered plan at a precision it does not list, all layers
+    alike."""
+    made = targets.at_precision(target, precision)
+    plan = Where(precision, first_last=0).plan(graph, made).plan
+    return made, rewritten(graph, made), plan
+
+
+def skip_if_it_cannot(target, precision):
+    try:
+        targets.at_precision(target, precision)
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("precision", ["w4a4", "w2a8", "w3a2"])
+@pytest.mark.parametrize("name", SMALL)
+def test_fewer_bits_are_its_arithmetic_still(target, prepared, name, precision):
+    """Every layer, given the same codes, is within one code of the arithmetic of real numbers, and
+    within the range of its own few codes. Two codes for MNN: its depthwise kernel cuts the bias and
+    the zero point to steps of the accumulator, which two-bit weights make as long as a code."""
+    skip_if_it_cannot(target, precision)
+    made, graph, plan = narrowed(prepared(name), target, precision)
+    targets.check(graph, made, precision, plan)
+    plan = numbered(graph, plan)
+    encodings, ideal = plan.encodings(), {}
+    x = np.random.default_rng(0).normal(size=(2, 16, 12, 12)).astype("f")
+    IntegerModule(graph, plan, Arithmetic())({"x": x}, lambda v, codes: ideal.update({v: codes}))
+
+    def compare(value, codes):
+        spec = encodings[Point(value)].spec
+        assert spec.qmin <= codes.min() and codes.max() <= spec.qmax
+        assert (codes - ideal[value]).abs().max() <= (2 if target.name == "mnn" else 1)
+        return ideal[value]
+
+    IntegerModule(graph, plan, target.arithmetic)({"x": x}, compare)
+    assert ideal and any(plan.spec(point).bits < 8 for point in plan)
+
+
+def test_narrow_weights_run_on_integers(target, prepared, tmp_path):
+    """Packed or not, as the target wants it; codes as in the simulation."""
+    skip_without_engine(target)
+    skip_if_it_cannot(target, "w2a8")
+    if plugins.load("modelmill.runtimes", target.runtime).missing():
+        pytest.skip(f"{target.runtime} is not installed")
+    made, graph, plan = narrowed(prepared("branches"), target, "w2a8")
+    plan = numbered(graph, plan)
+    path = tmp_path / "artifact.onnx"
+    artifact = ir.to_qdq(graph, plan, made.on_codes, made.shield, made.packed_weights)
+    packed = [a for a in ir.constants(artifact).values() if a.dtype.name == "int4"]
+    assert bool(packed) == target.packed_weights and dict(ir.from_qdq(artifact)[1]) == dict(plan)
+    ir.save(artifact, path)
+    with open_session(target.runtime, path) as session:
+        executed = tuple(session.executed())
+    found = Where("w2a8", first_last=0).plan(prepared("branches"), made)
+    if target.name not in FAKE:
+        assert fallbacks(target, [vars(v) for v in found.verdicts], executed) == ()
 
 
 @pytest.mark.parametrize("name", [*SMALL, "resnet20_cifar10", "fastestdet_coco"])
