@@ -26,7 +26,7 @@ from modelmill.line.source import Images, Source, load_images, with_card
 from modelmill.line.store import Json
 from modelmill.quant.ablate import find_layers
 from modelmill.quant.observe import Batches
-from modelmill.quant.reconstruct import Workplace
+from modelmill.quant.reconstruct import WORKPLACE, Workplace
 from modelmill.targets import Planned, Target, at_precision, load_target
 from modelmill.tasks import card_from_json
 
@@ -164,7 +164,7 @@ def load_twin(built: Built, show: Show) -> Twin:
     )
 
 
-def _how(built: Built) -> tuple[Where, Recipe, Workplace | None]:
+def _how(built: Built) -> tuple[Where, Recipe, Workplace]:
     """How the deployment was quantized: by the attempt that was kept. Units that its reconstruction
     finished lie in the build's cache, so that quantizing it once more does not learn them again.
     """
@@ -172,7 +172,7 @@ def _how(built: Built) -> tuple[Where, Recipe, Workplace | None]:
     if held is None:  # a build of before there were attempts
         o = built.options
         where = Where(o.precision, built.flags, frozenset(o.keep_float))
-        return where, o.recipe or DEFAULT, None
+        return where, o.recipe or DEFAULT, WORKPLACE
     kept = attempt_from(held)
     units = held.get("units")
     folder = built.folder / units if units is not None else None
