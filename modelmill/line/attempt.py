@@ -164,6 +164,7 @@ def _leavings(job: Job, made: Quantized, attempt: Attempt) -> tuple[Json, dict[s
         "protected": [vars(p) for p in made.protected],
         "layers": [vars(q) for q in made.quality],
         "reconstruction": reconstruction_json(attempt.recipe, made.reconstructed),
+        "simulated": target.simulated,
     }
     files = _exports(made)
     if target.runtime is not None:

@@ -88,6 +88,9 @@ def _remarks(report: Report, d: Deployment, log: Json) -> list[Finding]:
     if d.failed is not None:
         return []
     found = _learned(d)
+    if log.get("simulated"):
+        advice = f"modelmill check MODEL -t {d.target} --precision {d.precision}"
+        found.append(Finding("simulated only", d.target, log["simulated"], advice))
     if d.agreement is None:
         return found
     if d.agreement.mismatched:

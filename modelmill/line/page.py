@@ -21,7 +21,10 @@ import numpy as np
 from modelmill.line import charts
 from modelmill.line.charts import Axis, Mark
 from modelmill.line.findings import WEAK_LAYER_DB
+from modelmill.line.options import SEARCHED
 from modelmill.line.page_cross import matrix
+from modelmill.line.page_precision import Searched, searched
+from modelmill.line.page_precision import Searched, searched
 from modelmill.line.page_reconstruct import Learned, learned
 from modelmill.line.report import Deployment, Finding, Report
 from modelmill.line.store import Json, Store
@@ -401,6 +404,7 @@ class Section:
     counts: str
     nodes: tuple[tuple[Json, Json, Json], ...]  # verdict, layer, tensor
     learned: Learned | None
+    searched: Searched | None
 
 
 def _section(d: Deployment, log: Json, details: Json) -> Section:
@@ -418,8 +422,15 @@ def _section(d: Deployment, log: Json, details: Json) -> Section:
     return Section(
         d, *_quality(d.target, layers), len(layers), *_codes(d.target, tensors), len(tensors),
         *_kernels(d.target, executed), executed, counts, nodes,
-        learned(d.target, log.get("reconstruction")),
+        learned(d.target, log.get("reconstruction")), _searched(d, log.get("search")),
     )  # fmt: skip
+
+
+def _searched(d: Deployment, held: Json | None) -> Searched | None:
+    """The search for bits, where what is deployed came out of it, or is where it started."""
+    if held is not None and held["kept"] is None:
+        held = {**held, "chosen": held["uniform"]} if d.precision == SEARCHED else None
+    return searched(d.target, held, held["kept"] if held is not None else None)
 
 
 def _quality(target: str, layers: Sequence[Json]) -> tuple[str, str]:

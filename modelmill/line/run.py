@@ -72,6 +72,8 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
     notes = [images.note, *(n for t in chosen.values() for n in where.plan(graph, t).notes)]
     for note in notes:
         show.say(note)
+    # A finding of its own says why a target is simulated.
+    notes = [n for n in notes if not any(t.simulated and t.simulated in n for t in asked)]
     kept = escalate.begin(job, chosen)
 
     # 6. Each target on its engine: score it, and where it loses too much try what costs more; then
