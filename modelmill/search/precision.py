@@ -58,7 +58,8 @@ class Goal:
     """What is wanted.
 
     objective: what is made small, "size" (bytes of the layers) or "latency" (ms on the engine).
-    limit_db: least SQNR of the outputs, predicted; Protect's threshold is 24.
+    limit_db: least SQNR of the outputs, predicted; Protect's threshold is 24. None: that of uniform
+        8 bits, for who knows that these score well enough.
     weight_bits: bits to choose from, besides float. activation_bits: the same for what layers read;
         empty: as the plan has them. Below 8 no engine runs them.
     first_last: least bits of the first and the last layers; 0: they are like the others.
@@ -67,7 +68,7 @@ class Goal:
     """
 
     objective: Literal["size", "latency"] = "size"
-    limit_db: float = 24.0
+    limit_db: float | None = 24.0
     weight_bits: tuple[int, ...] = (2, 3, 4, 8)
     activation_bits: tuple[int, ...] = ()
     first_last: int = 8
@@ -179,8 +180,10 @@ def choose(
     candidates. To meet a deployed score, call this once and walk `Choice.pareto`: candidates are
     sorted, cheap and noisy first, so the cheapest one that scores well enough is found by
     bisection. Each goes into a plan as `Where(layers=c.layers, keep_float=kept | {*c.keep_float})`
-    at the target's 8-bit precision. For latency `Choice.chosen` is already proven faster than
-    uniform and not slower than float; another candidate of the front is a prediction only.
+    at the target's 8-bit precision. For latency `Choice.chosen` has been timed: it is uniform
+    unless mixed is measurably faster or uniform too noisy, and not slower than float; another
+    candidate of the front is a prediction only. Give `limit_db=None` where uniform scores well
+    enough.
 
     Args:
         graph: clean float graph, equalised if the recipe does that, after the target's passes.
@@ -278,7 +281,8 @@ class _Search:
         uniform = self._candidate([len(o) - 1 for o in self.options.values()], noise, 0.0)
         nothing = self._candidate([len(o) for o in self.options.values()], noise, 0.0)
         pareto = [c for c in pareto if c.integer and c.noise_db < nothing.noise_db]
-        within = [c for c in pareto if c.noise_db >= self.goal.limit_db]
+        limit = self._limit(uniform)
+        within = [c for c in pareto if c.noise_db >= limit]
         best = within[0] if within else nothing
         held = {name: t for name, t in times.items() if isinstance(t, LayerTime)}
         choice = Choice(self._word(best, uniform), best, uniform, (*pareto, nothing), noise, held)
@@ -286,6 +290,9 @@ class _Search:
         if self.timed:
             choice = self._verify(choice, statistics)
         return replace(choice, pareto=_thinned(choice, self.goal.candidates))
+
+    def _limit(self, uniform: Candidate) -> float:
+        return uniform.noise_db if self.goal.limit_db is None else self.goal.limit_db
 
     def _observe(self) -> dict[str, Statistics]:
         """Statistics of every activation, as each may become the first of a tie where others are
@@ -356,8 +363,8 @@ class _Search:
         return "uniform" if candidate.layers == uniform.layers else "mixed"
 
     def _notes(self, choice: Choice, times: Mapping[str, LayerTime | str]) -> tuple[str, ...]:
-        limit, found = self.goal.limit_db, []
-        if not choice.chosen.integer and self.goal.limit_db > choice.uniform.noise_db:
+        limit, found = self._limit(choice.uniform), []
+        if not choice.chosen.integer and limit > choice.uniform.noise_db:
             found.append(
                 f"no assignment of bits is predicted to reach {limit:.1f} dB; all layers at "
                 f"{BASE_BITS} bits have {choice.uniform.noise_db:.1f} dB"
@@ -384,7 +391,7 @@ class _Search:
             self.target, files, self._picture(), self._session(), self.bench.whole
         )
         self.notebook.show("time the model", 1, 1)
-        good = choice.uniform.noise_db >= self.goal.limit_db
+        good = choice.uniform.noise_db >= self._limit(choice.uniform)
         answer, notes = settle(choice.answer, good, times)
         verified = Verified(
             float_ms=times["float"].p50_ms,
@@ -397,7 +404,7 @@ class _Search:
         base = verified.uniform_ms if mixed_ms is None else mixed_ms - cost
         *quantized, nothing = (replace(c, ms=base + (c.ms or 0.0)) for c in choice.pareto)
         nothing = replace(nothing, ms=verified.float_ms)
-        faster = [c for c in quantized if (c.ms or 0.0) < verified.float_ms]
+        others = [c for c in quantized if c.layers != choice.uniform.layers]
         uniform = replace(choice.uniform, ms=verified.uniform_ms)
         mixed = replace(choice.chosen, ms=base + cost)
         chosen = {"float": nothing, "uniform": uniform, "mixed": mixed}[answer]
@@ -406,7 +413,7 @@ class _Search:
             answer=answer,
             chosen=chosen,
             uniform=uniform,
-            pareto=(*faster, nothing),
+            pareto=_fastest((*others, uniform), chosen, nothing),
             verified=verified,
             notes=(*choice.notes, *notes),
         )
@@ -427,7 +434,8 @@ class _Search:
 def settle(
     answer: Answer, uniform_is_good: bool, times: Mapping[str, Latency]
 ) -> tuple[Answer, tuple[str, ...]]:
-    """The answer that the times of the whole models leave, and why in words.
+    """The answer that the times of the whole models leave, and why in words: mixed where uniform
+    will not do or is measurably slower, and neither where it is slower than float.
 
     Args:
         answer: by the sum of the layers.
@@ -439,14 +447,28 @@ def settle(
         answer = "uniform"  # the layers say float; the whole model decides
     if answer == "mixed" and uniform_is_good:
         gain = compare(times["uniform"], times["mixed"])
-        if gain.verdict == "slower":
+        if gain.verdict != "faster":
             answer = "uniform"
             notes.append(f"mixed is {gain.ratio:.2f} times as fast as uniform, which is kept")
     gain = compare(times["float"], times[answer])
-    if gain.verdict == "slower":
+    if gain.ratio < 1:
         notes.append(f"{answer} is {gain.ratio:.2f} times as fast as float: the model stays float")
         answer = "float"
     return answer, tuple(notes)
+
+
+def _fastest(
+    candidates: Sequence[Candidate], chosen: Candidate, nothing: Candidate
+) -> tuple[Candidate, ...]:
+    """Those faster than float that none beats in time and noise, by rising time, then float. What
+    was chosen stays, even where its time is that of float.
+    """
+    found: list[Candidate] = []
+    for c in sorted(candidates, key=lambda c: (c.ms or 0.0, -c.noise_db)):
+        better = not found or c.noise_db > found[-1].noise_db
+        if better and ((c.ms or 0.0) < (nothing.ms or 0.0) or c == chosen):
+            found.append(c)
+    return (*found, nothing)
 
 
 def _thinned(choice: Choice, most: int) -> tuple[Candidate, ...]:
