@@ -100,7 +100,7 @@ def test_json_holds_what_follows(tiny):
 
 @pytest.mark.parametrize(
     ("target", "precision", "words"),
-    [("no_chip", "w8a8", "ort_cpu"), ("ort_cpu", "w5a5", "Choices: w8a8")],
+    [("no_chip", "w8a8", "ort_cpu"), ("ort_cpu", "w8a16", "Choices: w8a8")],
 )
 def test_unknown_names_list_the_choices(tiny, target, precision, words):
     with pytest.raises(ValueError, match=words):
@@ -112,3 +112,13 @@ def test_rules_are_read_not_changed(tiny):
     graph = ir.load(tiny.model)
     check(graph, "ort_cpu")
     assert (repr(ORT), ir.fingerprint(graph)) == before
+
+
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [("w4a8", "stored as INT4"), ("w2a4", "w2a4 is simulated: no engine here computes on 4-bit")],
+)
+def test_few_bits_are_explained(tiny, precision, said):
+    found = check(tiny.model, "ort_cpu", precision=precision)
+    assert found.accepted and said in " ".join(found.notes)
+    assert found.runtime == ("onnxruntime" if precision == "w4a8" else "simulated")

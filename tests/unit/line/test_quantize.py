@@ -114,6 +114,8 @@ def test_unknown_things(tiny, batches, tmp_path):
     with pytest.raises(ValueError, match="Choices"):
         quantize(tiny.model, batches, target="tpu")
     with pytest.raises(ValueError, match="Choices: w8a8"):
+        quantize(tiny.model, batches, precision="w8a16")
+    with pytest.raises(ValueError, match="weights have 2 to 8 bits"):
         quantize(tiny.model, batches, precision="w1a1")
     (tmp_path / "odd.py").write_text("PLUGIN = 3")
     with pytest.raises(ValueError, match="is a int, not a Target"):
