@@ -24,7 +24,6 @@ from modelmill.line.findings import WEAK_LAYER_DB
 from modelmill.line.options import SEARCHED
 from modelmill.line.page_cross import matrix
 from modelmill.line.page_precision import Searched, searched
-from modelmill.line.page_precision import Searched, searched
 from modelmill.line.page_reconstruct import Learned, learned
 from modelmill.line.report import Deployment, Finding, Report
 from modelmill.line.store import Json, Store
