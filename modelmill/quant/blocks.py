@@ -13,6 +13,9 @@ with its shortcut, or one layer of a chain. Three kinds of values do not count:
                  outputs of a detector's heads.
     no data      shapes, indices, and what follows from shapes alone. A unit works them out again.
 
+Where a value crosses that does not have the images along its first axis (the two halves of a channel
+shuffle, stacked) there is no cut: nobody could keep it image by image.
+
 A unit ends at the first cut behind its last layer, or behind the activation that follows there.
 Where every block ends and starts with one value there would be no inverted residual without a
 shortcut, nor the pair of a MobileNet: a depthwise convolution is joined with the pointwise one
@@ -128,6 +131,7 @@ class _Walk:
             for name in names:
                 self.readers.setdefault(name, []).append(position)
         self.maker = {name: p for p, names in enumerate(self.writes) for name in names}
+        held = ir.values(graph)
         self.no_data: set[str] = set()
         for node, reads, writes in zip(self.nodes, self.reads, self.writes, strict=True):
             if node.op_type in SHAPES or self.no_data.issuperset(reads):
@@ -135,6 +139,14 @@ class _Walk:
             self.no_data.update(v.name or "" for v in node.outputs if not _is_real(v))
 
         self.dataless = {p for p, names in enumerate(self.writes) if self.no_data.issuperset(names)}
+
+        batch = {info.shape[0] for info in ir.inputs(graph).values() if info.shape}
+        # Values that do not have the images along their first axis: no unit may end there.
+        self.moved = {
+            name
+            for name in self.maker.keys() - self.no_data
+            if (dims := ir.shape(held[name])) and isinstance(dims[0], int) and dims[0] not in batch
+        }
 
     def way(self, name: str) -> list[int]:
         """Where a value is made and read; a graph input comes where it is first read."""
@@ -181,13 +193,14 @@ class _Walk:
         return found
 
     def crossing(self, max_layers: int) -> list[int]:
-        """How many values that count cross the place behind each node."""
+        """How many values that count cross the place behind each node; a moved one counts twice."""
         change = [0] * (len(self.nodes) + 1)
-        for name in self.readers.keys() - self.no_data - self.waiting:
+        for name in self.readers.keys() - self.no_data - (self.waiting - self.moved):
+            weight = 2 if name in self.moved else 1
             for start, end in pairwise(self.way(name)):
-                if self.span(start, end) <= max_layers:
-                    change[start] += 1
-                    change[end] -= 1
+                if self.span(start, end) <= max_layers or name in self.moved:
+                    change[start] += weight
+                    change[end] -= weight
         return list(accumulate(change))[:-1]
 
 
@@ -332,6 +345,10 @@ def _units(walk: _Walk, found: Sequence[tuple[int, ...]]) -> tuple[Unit, ...]:
     for p in reversed(between):
         readers = {r for name in walk.writes[p] for r in walk.data_readers.get(name, ())}
         home.setdefault(p, min(home[r] for r in readers & home.keys()))
+    for p in between:
+        makers = [walk.maker[name] for name in walk.sources(p) if name in walk.moved]
+        first = min((home[maker] for maker in makers if maker in home), default=home[p])
+        home[p] = first if latest[p] <= first else home[p]
     return tuple(
         _unit(walk, tuple(p for p in sorted(home) if home[p] == number))
         for number in range(len(found))

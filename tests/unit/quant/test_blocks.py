@@ -37,11 +37,12 @@ def check(graph, partition, feeds):
     assert len(set(nodes)) == len(nodes)
     assert all(sorted(u.nodes, key=place.get) == list(u.nodes) for u in partition.units)
     assert [name for unit in partition.units for name in unit.layers] == layers_of(graph)
-    run = executor.Module(graph)
+    run, images = executor.Module(graph), len(next(iter(feeds.values())))
     with torch.no_grad():
         known = dict(feeds)
         for unit in partition.units:
             known |= run({name: known[name] for name in unit.inputs}, unit.outputs)
+            assert {len(known[name]) for name in unit.outputs} == {images}
         for name, want in run(feeds).items():
             assert torch.equal(run(known, [name])[name], want), name
 
@@ -251,6 +252,18 @@ def test_attention_and_mlp_of_a_transformer_with_their_shortcuts():
     assert all(op[unit.nodes[-1]] == "Add" for unit in found.units[1:5])
     assert all(len(unit.inputs) == len(unit.outputs) == 1 for unit in found.units[2:])
     assert ["Softmax" in map(op.get, unit.nodes) for unit in found.units[1:5]] == [True, False] * 2
+
+
+def test_no_unit_ends_where_images_are_stacked(cut):
+    units, partition = cut(
+        """g (float[2,2,4,4] x) => (float[2,2,4,4] y) {
+          a = Conv(x, w) b = Concat<axis=0>(a, a) c = Conv(b, w) d = Relu(c)
+          e = Slice(d, zero, two) y = Conv(e, w)
+        }""",
+        w=(2, 2, 1, 1), zero=np.array([0]), two=np.array([2]),
+    )  # fmt: skip
+    assert units == ["a", "c", "y"]
+    assert [unit.outputs for unit in partition.units] == [("a",), ("e",), ("y",)]
 
 
 def test_a_name_that_is_no_node(net):
