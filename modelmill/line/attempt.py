@@ -67,8 +67,11 @@ def with_algorithm(recipe: Recipe, name: str, where: Where, seed: int) -> Recipe
     Raises:
         ValueError: unknown name.
     """
-    if min(parse_precision(where.precision)) < LOW_BITS:
+    weights, activations = parse_precision(where.precision)
+    if min(weights, activations) < LOW_BITS:
         recipe = replace(recipe, protect=None)
+    if activations < LOW_BITS:  # few codes: rounding is what hurts, not what is cut off
+        recipe = replace(recipe, calibrate=replace(recipe.calibrate, activations="mse"))
     if name == "round":
         return replace(recipe, reconstruct=None)
     kind = plugins.load("modelmill.quant", name)
