@@ -161,7 +161,7 @@ def _search(job: Job, target: Target, base: float, best: Kept) -> Kept:
         _say(job, target, tried.tried[-1], "that is good enough" if meets else "that is too much")
         if meets:
             cheapest, high = tried, at
-            if found.proven:  # what is cheaper is a prediction only
+            if found.proven and at == found.start():  # what is cheaper is a prediction only
                 break
         else:
             low = at + 1

@@ -92,8 +92,9 @@ def goal_of(job: Job, where: Where) -> Goal:
     """
     o = job.options
     if o.precision == SEARCHED:
-        objective = "latency" if o.objective == "latency" else "size"
-        return Goal(objective, first_last=where.first_last, candidates=FEW)  # type: ignore[arg-type]
+        if o.objective == "latency":  # the fastest first that is as good as uniform
+            return Goal("latency", None, first_last=where.first_last, candidates=FEW)
+        return Goal("size", first_last=where.first_last, candidates=FEW)
     weights, activations = parse_precision(where.precision)
     few = (activations,) if activations < BASE_BITS else ()
     return Goal("size", 24.0, (weights,), few, where.first_last, candidates=FEW)
