@@ -13,8 +13,8 @@ with its shortcut, or one layer of a chain. Three kinds of values do not count:
                  outputs of a detector's heads.
     no data      shapes, indices, and what follows from shapes alone. A unit works them out again.
 
-Where a value crosses that does not have the images along its first axis (the two halves of a channel
-shuffle, stacked) there is no cut: nobody could keep it image by image.
+Where a value crosses that does not have the images along its first axis (the two halves of a
+channel shuffle, stacked) there is no cut: nobody could keep it image by image.
 
 A unit ends at the first cut behind its last layer, or behind the activation that follows there.
 Where every block ends and starts with one value there would be no inverted residual without a
