@@ -85,7 +85,7 @@ def render(report: Report, store: Store, logs: Mapping[str, Json]) -> str:
         ],
         findings=[(f, tone(f), *next_step(f.next)) for f in sorted(report.findings, key=_urgency)],
         environment=_environment(manifest, report, details),
-        recipe=_recipe(manifest),
+        recipes=_recipes(manifest),
         again=_again(report),
         cross=matrix(report.cross_agreement),
         version=manifest.get("versions", {}).get("modelmill", ""),
@@ -297,10 +297,18 @@ def _environment(
     return found
 
 
-def _recipe(manifest: Json) -> str:
-    """The steps of quantization in words."""
+def _recipes(manifest: Json) -> list[tuple[str, str]]:
+    """The steps of quantization in words, and for each target that took others those."""
+    base = manifest.get("recipe", {})
+    attempts = manifest.get("attempts", {}).items()
+    others = [(f"Recipe of {name}", a["recipe"]) for name, a in attempts if a["recipe"] != base]
+    found = [(name, _in_words(steps)) for name, steps in (("Recipe", base), *others)]
+    return [(name, words) for name, words in found if words]
+
+
+def _in_words(recipe: Json) -> str:
     words = []
-    for step, options in manifest.get("recipe", {}).items():
+    for step, options in recipe.items():
         if options is None:
             continue
         listed = ", ".join(f"{k} {v}" for k, v in options.items())

@@ -7,8 +7,10 @@ import pytest
 from modelmill.line.findings import conclude
 from modelmill.line.report import (
     AgreementReport,
+    AttemptReport,
     Deployment,
     LatencyReport,
+    ReconstructionReport,
     Report,
     ScoreReport,
     SpeedupReport,
@@ -115,6 +117,38 @@ def test_agreement_weak_layers_and_float_layers_are_said():
     assert "s (Sigmoid)" in found["operators left in float by plan"].why
 
 
+TRIED = (
+    AttemptReport("round", 0.4, 0.5, None, 1.0),
+    AttemptReport("ranges", None, None, None, 1.0, failed="out of memory"),
+    AttemptReport("qdrop", 0.5, 0.4, 0.1, 9.0, kept=True),
+)
+LEARNED = ReconstructionReport("qdrop", 9, ("block2", "head"), 30.0, 0.0, 8.0)
+
+
+def test_the_best_of_what_was_tried_is_said():
+    ok, found = said(replace(scored(0.5), attempts=TRIED))
+    why = found["accuracy drop above the limit"].why
+    assert not ok and "the best of all that was tried, qdrop" in why
+    assert "round 0.4000, ranges failed, qdrop 0.5000" in why
+
+
+def test_units_that_learned_nothing_are_said():
+    ok, found = said(replace(GOOD, reconstruction=LEARNED))
+    why = found["units that learned nothing"].why
+    assert ok and "in 2 of 9 units qdrop" in why and "block2, head" in why
+    assert said(replace(GOOD, reconstruction=replace(LEARNED, kept_rounding=()))) == (True, {})
+
+
+def test_why_it_is_simulated_is_said():
+    alone = replace(
+        GOOD, runtime="simulated", agreement=None, latency_ms=None, float_latency_ms=None,
+        speedup=None,
+    )  # fmt: skip
+    ok, found = said(alone, LOG | {"simulated": "w4a4 is simulated: no engine here"})
+    assert ok and found["simulated only"].why == "w4a4 is simulated: no engine here"
+    assert found["simulated only"].next.startswith("modelmill check MODEL -t ort_cpu --precision")
+
+
 def test_notes_are_kept():
     ok, found = said(GOOD, notes=("weights have 7 bits",))
     assert ok and found["note"].why == "weights have 7 bits"
@@ -124,5 +158,7 @@ def test_a_deployment_survives_json():
     import json
     from dataclasses import asdict
 
-    for deployment in (GOOD, replace(GOOD, failed="no", score=None, fallback_ops=("a", "b"))):
+    learned = replace(GOOD, attempts=TRIED, reconstruction=LEARNED)
+    bad = replace(GOOD, failed="no", score=None, fallback_ops=("a", "b"))
+    for deployment in (GOOD, bad, learned):
         assert deployment_from_json(json.loads(json.dumps(asdict(deployment)))) == deployment

@@ -13,6 +13,7 @@ import pytest
 from modelmill.line import findings, page
 from modelmill.line.report import (
     AgreementReport,
+    AttemptReport,
     Deployment,
     Finding,
     LatencyReport,
@@ -377,3 +378,47 @@ def test_allowed_fallback_is_no_reason() -> None:
 )
 def test_commands_stand_apart(text: str, command: str, words: str) -> None:
     assert page.next_step(text) == (command, words)
+
+
+UNITS = [
+    {"unit": "block1", "layers": ["a", "b"], "loss_before": 0.2, "loss_after": 0.05,
+     "flipped": 0.125, "kept": False, "seconds": 1.5},
+    {"unit": HOSTILE, "layers": ["c"], "loss_before": 0.1, "loss_after": 0.1,
+     "flipped": 0.0, "kept": True, "seconds": 0.5},
+    {"unit": "dead", "layers": ["d"], "loss_before": 0.0, "loss_after": None,
+     "flipped": 0.0, "kept": True, "seconds": 0.1},
+]  # fmt: skip
+LEARNED = {
+    "algorithm": "qdrop", "units": UNITS, "notes": ["cut layer by layer at c"],
+    "cache_mib": 12.5, "spilled_mib": 7.0, "seconds": 2.1,
+}  # fmt: skip
+TRIED = (
+    AttemptReport("round", 0.8, 0.075, None, 3.0),
+    AttemptReport("ranges", None, None, None, 0.0, failed=HOSTILE),
+    AttemptReport("qdrop", 0.873, 0.002, 0.073, 40.0, kept=True),
+)
+
+
+def test_what_was_tried_and_learned(tmp_path: Path) -> None:
+    store = Store(tmp_path / "out", resume=False)
+    recipe = MANIFEST["recipe"] | {"reconstruct": {"step": "qdrop", "seed": 0}}  # type: ignore[operator]
+    store.write_json("manifest.json", MANIFEST | {"attempts": {"ort_cpu": {"recipe": recipe}}})
+    held = report([deployment(attempts=TRIED)])
+    html = page.render(held, store, {"ort_cpu": log() | {"reconstruction": LEARNED}})
+    read = Reader(html)
+    assert "<script" not in html.replace("&lt;script", "")
+    for words in (
+        "What was tried", "80.00 %", "−7.50", "qdrop kept", "+7.30",
+        "failed: " + flat(HOSTILE), "qdrop in 3 units", "at most 12 MiB, 7 MiB on disk",
+        "2 became worse and kept plain rounding", "Cut layer by layer at c.",
+        "12.5 %", "worse, plain rounding kept", "Recipe of ort_cpu",
+        "reconstruct (step qdrop, seed 0)",
+    ):  # fmt: skip
+        assert flat(words) in read.text.replace("\N{NO-BREAK SPACE}", " "), words
+    assert "25 % of the loss of plain rounding" in html
+
+
+def test_one_attempt_is_not_worth_a_table(tmp_path: Path) -> None:
+    one = (AttemptReport("round", 0.873, 0.002, None, 3.0, kept=True),)
+    read = Reader(rendered(report([deployment(attempts=one)]), tmp_path / "out"))
+    assert "What was tried" not in read.text and "Learned roundings" not in read.text

@@ -190,3 +190,17 @@ def test_a_step_named_by_a_path(tmp_path):
     store.step("parity-/etc/../my engine.py", {}, compute([]))
     (entry,) = store.path("cache").glob("parity*.json")
     assert entry.parent == store.path("cache")
+
+
+def test_a_file_under_a_second_name(tmp_path):
+    """One copy on the disk; the first stays when the second gets other bytes."""
+    store = Store(tmp_path / "out", False)
+    store.write("cache/deep/inside/a.bin", b"one")
+    for _ in range(2):
+        store.link("artifacts/a.bin", "cache/deep/inside/a.bin")
+    assert store.path("artifacts/a.bin").samefile(store.path("cache/deep/inside/a.bin"))
+    store.write("cache/b.bin", b"two")
+    store.link("artifacts/a.bin", "cache/b.bin")
+    assert store.path("artifacts/a.bin").read_bytes() == b"two"
+    assert store.path("cache/deep/inside/a.bin").read_bytes() == b"one"
+    assert not list(store.path("artifacts").glob(".*"))
