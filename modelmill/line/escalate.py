@@ -7,7 +7,7 @@ simulation and timed. Kept is the first that meets the limit, else the best.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from modelmill.line import attempt as attempts
@@ -79,15 +79,16 @@ def other_ranges(recipe: Recipe) -> Recipe:
     )
 
 
-def rungs_after(first: Attempt, seed: int) -> Iterator[Attempt]:
-    """What comes after an attempt, costlier each time."""
-    start = LADDER.index(first.name) if first.name in LADDER else len(LADDER)
-    for name in LADDER[start + 1 :]:
-        if name == "ranges":
-            recipe = other_ranges(first.recipe)
-        else:
-            recipe = with_algorithm(first.recipe, name, first.where, seed)
-        yield Attempt(name, recipe, first.where)
+def rungs_after(name: str) -> tuple[str, ...]:
+    """What comes after an attempt of that name, costlier each time."""
+    return LADDER[LADDER.index(name) + 1 :] if name in LADDER else ()
+
+
+def climb_from(best: Attempt, name: str, seed: int) -> Attempt:
+    """The next attempt, on top of what has helped so far."""
+    if name == "ranges":
+        return Attempt(name, other_ranges(best.recipe), best.where)
+    return Attempt(name, with_algorithm(best.recipe, name, best.where, seed), best.where)
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,9 @@ def settle(job: Job, target: Target, begun: Kept, base: float) -> Kept:
 
 def _climb(job: Job, target: Target, base: float, best: Kept) -> Kept:
     """One rung after another until the limit is met, bits of single layers last."""
-    for attempt in rungs_after(best.attempt, job.options.seed):
-        _say(job, target, best.tried[-1], f"trying {attempt.name}")
+    for name in rungs_after(best.attempt.name):
+        _say(job, target, best.tried[-1], f"trying {name}")
+        attempt = climb_from(best.attempt, name, job.options.seed)
         best = _better(best, _try(job, target, attempt, base, best))
         if _meets(job, best, base):
             _say(job, target, best.tried[-1], "that is good enough")

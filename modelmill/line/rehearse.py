@@ -111,8 +111,7 @@ def _steps(
             f"search bits of every layer for {c.target}: {options.objective}" for c in checked
         ]
     elif options.algorithm == SEARCHED:
-        rungs = escalate.LADDER[escalate.LADDER.index(first) + 1 :]
-        then = ", ".join((*rungs, "bits layer by layer"))
+        then = ", ".join((*escalate.rungs_after(first), "bits layer by layer"))
         steps += [f"where more than {options.max_drop:g} is lost, one after another: {then}"]
     return (*steps, "write report, manifest and records")
 

@@ -14,7 +14,14 @@ from click.testing import CliRunner
 
 from modelmill.cli.main import main
 from modelmill.line.attempt import Attempt, attempt_from, with_algorithm
-from modelmill.line.escalate import LADDER, first_attempt, first_rung, other_ranges, rungs_after
+from modelmill.line.escalate import (
+    LADDER,
+    climb_from,
+    first_attempt,
+    first_rung,
+    other_ranges,
+    rungs_after,
+)
 from modelmill.line.explain import explain
 from modelmill.line.manifest import options_from
 from modelmill.line.options import BuildOptions
@@ -55,10 +62,15 @@ def test_bits_that_were_asked_for_are_not_given_back_in_silence():
 
 
 def test_the_rungs_in_order():
-    first = first_attempt("auto", DEFAULT, Where(), 0)
-    assert tuple(a.name for a in rungs_after(first, 0)) == LADDER[1:]
-    low = first_attempt("auto", DEFAULT, Where("w4a8"), 0)
-    assert list(rungs_after(low, 0)) == []
+    assert rungs_after("round") == LADDER[1:]
+    assert rungs_after("qdrop") == rungs_after("brecq") == ()
+
+
+def test_a_rung_stands_on_what_helped():
+    ranges = climb_from(first_attempt("auto", DEFAULT, Where(), 0), "ranges", 0)
+    learned = climb_from(ranges, "adaround", 5)
+    assert learned.recipe == Recipe(calibrate=Calibrate("mse"), reconstruct=AdaRound(seed=5))
+    assert climb_from(learned, "qdrop", 5).recipe.reconstruct == QDrop(seed=5)
 
 
 def test_ranges_by_the_other_method():
