@@ -288,7 +288,7 @@ def test_wrong_input(run, copy, tmp_path, damage):
         (("-t", "nowhere/chip.py"), ("nowhere/chip.py",)),
         ((), ("-t ort_cpu",)),
         (("-t", "ort_cpu", "-t", "ort_cpu"), ("twice",)),
-        (("-t", "ort_cpu", "--precision", "w3a3"), ("w3a3", "w8a8")),
+        (("-t", "ort_cpu", "--precision", "w8a16"), ("w8a16", "Choices: w8a8")),
         (("-t", "ort_cpu", "--precision", "int8"), ("int8", "wXaY")),
         (("-t", "ort_cpu", "--calibrate", "0"), ("--calibrate",)),
         (("-t", "ort_cpu", "--limit", "0"), ("--limit",)),
