@@ -107,7 +107,7 @@ def layer_bytes(node: ir.Node, plan: Plan, bits: int) -> int:
         array = ir.constant(value)
         if array is None or value is None:
             continue
-        if index != 1:
+        if index > 1:
             total += array.size * BIAS_BYTES
             continue
         total += -(-array.size * bits // 8)

@@ -229,8 +229,8 @@ class _Search:
         if self.timed and (target.runtime is None or target.emulated):
             why = "its engine only emulates it" if target.emulated else "no engine here runs it"
             raise ValueError(f"--objective latency: target {target.name} cannot be timed, {why}")
-        self.layers = tuple(least)
         self.nodes = {n.name or "": n for n in ir.nodes(graph)}
+        self.layers = tuple(n for n in least if self.timed or _has_weight(self.nodes[n]))
         self.full = BASE_BITS, self._activation_bits()
         self.options = {unit: self._options(unit, least) for unit in units(graph, self.layers)}
 
@@ -429,6 +429,13 @@ class _Search:
     def _session(self) -> SessionOptions:
         batch = 1 if ir.is_batch_dynamic(self.graph) else None
         return replace(self.bench.options, batch=batch)
+
+
+def _has_weight(node: ir.Node) -> bool:
+    """Whether it holds bytes; a product of two activations keeps the bits of the plan where bytes
+    are counted, as float would cost it nothing.
+    """
+    return any(ir.constant(value) is not None for value in node.inputs[:2])
 
 
 def settle(

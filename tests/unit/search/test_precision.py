@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from modelmill import ir, targets
 from modelmill.latency import Effort, Latency
+from modelmill.line.quantize import Where
 from modelmill.quant.calibrate import Calibrate, encode
 from modelmill.quant.observe import observe
 from modelmill.search import Bench, Goal, Notebook, choose
@@ -83,6 +85,27 @@ def test_few_candidates_keep_the_ends_and_the_chosen_one(net, packed, planner, b
     assert len(few.pareto) <= 6 < len(whole.pareto)
     assert few.pareto[0] == whole.pareto[0] and few.pareto[-1] == whole.pareto[-1]
     assert few.chosen == whole.chosen and few.chosen in few.pareto
+
+
+def test_a_product_of_two_activations_has_no_bytes_to_save(graph_from_text, target):
+    rng = np.random.default_rng(0)
+    graph = graph_from_text(
+        "g (float[N,4,6] x) => (float[N,4,4] y) {"
+        "  q = MatMul(x, a)  k = MatMul(x, b)  t = Transpose<perm=[0,2,1]>(k)  y = MatMul(q, t) }",
+        a=rng.normal(size=(6, 6)).astype("f"),
+        b=rng.normal(size=(6, 6)).astype("f"),
+    )
+    where = Where("w8a8")
+    found = choose(
+        graph,
+        target,
+        lambda more: where.plan(graph, target, more),
+        [{"x": rng.normal(size=(4, 4, 6)).astype("f")}],
+        replace(SIZE, limit_db=200.0),
+    )
+    product = next(n.name for n in ir.nodes(graph) if n.outputs[0].name == "y")
+    assert product not in {*found.chosen.keep_float, *(n for n, *_ in found.uniform.layers)}
+    assert len(found.uniform.layers) == 2
 
 
 def test_latency_on_the_engine(net, target, planner, batches):
