@@ -31,7 +31,7 @@ from modelmill.quant.reconstruct import (
 class AdaRound:
     """The AdaRound step. iterations: per layer, of `batch` images. seed: of the images drawn."""
 
-    iterations: int = 300
+    iterations: int = 150
     batch: int = 32
     seed: int = 0
 

@@ -29,13 +29,16 @@ from modelmill.quant.reconstruct import (
 @dataclass(frozen=True)
 class Brecq:
     """The BRECQ step. iterations: per block, of `batch` images; steps: further ones for the steps
-    of activations. fisher: weight errors by the squared gradient of the network's outputs.
+    of activations. fisher: weight errors by the squared gradient of the network's outputs. tune:
+    iterations, at the end, in which steps and biases of the whole network are learned together (not
+    in the paper; 0 for none).
     """
 
-    iterations: int = 300
-    steps: int = 100
+    iterations: int = 150
+    steps: int = 50
     batch: int = 32
     fisher: bool = False
+    tune: int = 200
     seed: int = 0
 
     def __call__(self, graph: ir.Graph, plan: Plan, batches: Batches) -> tuple[ir.Graph, Plan]:
@@ -54,6 +57,7 @@ class Brecq:
             drop=1.0,
             fisher=self.fisher,
             afterwards=self.steps,
+            tune=self.tune,
             seed=self.seed,
         )
         return reconstruct(graph, plan, batches, partition, settings, workplace)

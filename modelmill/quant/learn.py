@@ -38,17 +38,20 @@ class Settings:
     of weight steps, 0 to leave them; activation_rate: of those of activations. All fall to 0 along
     half a cosine (Adam). drop: share of activation elements left in float. fisher: weight errors by
     the squared gradient of the network's outputs. afterwards: further iterations in which, the
-    roundings fixed, the steps of activations are learned alone.
+    roundings fixed, the steps of activations are learned alone. tune: iterations, after all units,
+    in which steps and biases of the whole network are learned together, at tune_rate.
     """
 
     iterations: int
     batch: int = 32
     rate: float = 3e-2
-    weight_rate: float = 5e-3
+    weight_rate: float = 1e-2
     activation_rate: float = 2e-3
     drop: float = 0.5
     fisher: bool = False
     afterwards: int = 0
+    tune: int = 0
+    tune_rate: float = 3e-3
     seed: int = 0
 
 
@@ -57,16 +60,17 @@ class Problem:
     """One unit and its data.
 
     run: (inputs and weights, quantizers) -> outputs. inputs: each on the quantized and on the float
-    path. targets: outputs of the float unit. weights: with their encodings. quantizers: of what the
-    unit reads and makes for itself, as calibrated. groups: values among them whose step may be
-    learned, those that share one together. learned_on: the first so many of all images; the others
-    judge. fixed_batch: the batch the graph insists on.
+    path. targets: outputs of the float unit. weights: with their encodings. biases: those that
+    `tune` learns. quantizers: of what the unit reads and makes for itself, as calibrated. groups:
+    values among them whose step may be learned, those that share one together. learned_on: the
+    first so many of all images; the others judge. fixed_batch: the batch the graph insists on.
     """
 
     run: Callable[[Mapping[str, Tensor], Quantizers], dict[str, Tensor]]
     inputs: Mapping[str, tuple[Cache, Cache]]
     targets: Mapping[str, Cache]
     weights: Mapping[str, tuple[Tensor, Encoding]]
+    biases: Mapping[str, Tensor]
     quantizers: Mapping[str, FakeQuantize]
     groups: Sequence[tuple[str, ...]]
     fisher: Mapping[str, Tensor]
@@ -77,8 +81,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Learned:
-    """Weights that plain rounding turns into the chosen codes, and encodings of weights and
-    activations, by name; both empty where plain rounding was better (`kept`). Losses relative to
+    """Weights that plain rounding turns into the chosen codes, biases, and encodings of weights and
+    activations, by name; all empty where plain rounding was better (`kept`). Losses relative to
     the energy of the outputs; flipped: share of codes that differ from plain rounding.
     """
 
@@ -107,6 +111,17 @@ def learn(problem: Problem, settings: Settings, seed: int) -> Learned:
     return Learned(before, after, round(flipped, 4), False, *work.found())
 
 
+def tune(problem: Problem, settings: Settings, seed: int) -> Learned:
+    """Learn steps and biases alone, the roundings of the problem's weights as they are."""
+    work = _Work(problem, settings, torch.Generator().manual_seed(seed))
+    before = work.judge()
+    work.optimise(settings.tune, 0.0, work.tuned())
+    after = work.judge()
+    if not after <= before:
+        return Learned(before, before)
+    return Learned(before, after, 0.0, False, *work.found())
+
+
 class _Work:
     """One unit at work."""
 
@@ -116,6 +131,9 @@ class _Work:
             name: Rounding(w, encoding, settings.weight_rate > 0)
             for name, (w, encoding) in problem.weights.items()
         }
+        # biases move in parts of their own size
+        self.moves = {name: torch.zeros_like(b) for name, b in problem.biases.items()}
+        self.sizes = {name: float(b.abs().mean()) for name, b in problem.biases.items()}
         self.steps: dict[str, Step] = {}
         for group in problem.groups:
             encoding = problem.quantizers[group[0]].encoding
@@ -135,6 +153,7 @@ class _Work:
     def loss(self, rows: Tensor | slice, drop: float | None, quantizers: Quantizers) -> Tensor:
         """Per image, relative to the energy of the outputs. drop None: nothing is left in float."""
         feeds: dict[str, Tensor] = {n: r.weight() for n, r in self.roundings.items()}
+        feeds |= {name: self.bias(name) for name in self.moves}
         for name, (quantized, real) in self.problem.inputs.items():
             x = quantized.rows(rows)
             if drop and drop < 1 and x.is_floating_point():
@@ -148,6 +167,10 @@ class _Work:
                 error = error * self.problem.fisher[name]
             total = total + error.sum() / (len(y) * self.energy[name])
         return total
+
+    def bias(self, name: str) -> Tensor:
+        """A bias as it is learned."""
+        return self.problem.biases[name] + self.sizes[name] * self.moves[name]
 
     @torch.no_grad()
     def judge(self) -> float:
@@ -177,6 +200,12 @@ class _Work:
         """The steps of activations alone."""
         steps = {id(s): s.log_step for s in self.steps.values()}
         return [(list(steps.values()), self.settings.activation_rate)]
+
+    def tuned(self) -> list[tuple[list[Tensor], float]]:
+        """What `tune` learns: all but the roundings."""
+        log_steps = [r.log_step for r in self.roundings.values()]
+        steps = list({id(s): s.log_step for s in self.steps.values()}.values())
+        return [([*log_steps, *steps, *self.moves.values()], self.settings.tune_rate)]
 
     def optimise(
         self, iterations: int, drop: float, rates: list[tuple[list[Tensor], float]]
@@ -234,4 +263,5 @@ class _Work:
         for name, rounding in self.roundings.items():
             weight, encodings[name] = rounding.found()
             weights[name] = np.ascontiguousarray(weight.numpy())
+        weights |= {name: self.bias(name).detach().numpy() for name in self.moves}
         return weights, encodings | {n: step.found() for n, step in self.steps.items()}

@@ -29,12 +29,14 @@ from modelmill.quant.reconstruct import (
 @dataclass(frozen=True)
 class QDrop:
     """The QDrop step. iterations: per block, of `batch` images. drop: share of activation elements
-    left in float, the paper's 1 - p.
+    left in float, the paper's 1 - p. tune: iterations, at the end, in which steps and biases of the
+    whole network are learned together (not in the paper; 0 for none).
     """
 
-    iterations: int = 300
+    iterations: int = 150
     batch: int = 32
     drop: float = 0.5
+    tune: int = 200
     seed: int = 0
 
     def __call__(self, graph: ir.Graph, plan: Plan, batches: Batches) -> tuple[ir.Graph, Plan]:
@@ -47,7 +49,9 @@ class QDrop:
     ) -> Reconstructed:
         """The same, with what became of each block."""
         partition = blocks(graph, learned_layers(graph, plan))
-        settings = Settings(self.iterations, self.batch, drop=self.drop, seed=self.seed)
+        settings = Settings(
+            self.iterations, self.batch, drop=self.drop, tune=self.tune, seed=self.seed
+        )
         return reconstruct(graph, plan, batches, partition, settings, workplace)
 
 

@@ -11,7 +11,7 @@ unit with gradients.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from modelmill.numerics import QuantSpec
 from modelmill.quant.blocks import Partition, Unit
 from modelmill.quant.caches import Budget, Cache
 from modelmill.quant.calibrate import BIAS_BITS, LAYERS, encode_biases, weight_names
-from modelmill.quant.learn import Learned, Problem, Settings, learn
+from modelmill.quant.learn import Learned, Problem, Settings, learn, tune
 from modelmill.quant.observe import Batches
 from modelmill.quant.resume import load_unit, save_unit
 
@@ -35,6 +35,7 @@ MEMORY = 2 << 30
 CHUNK = 128  # images at a time where nothing is learned
 HELD_OUT, MOST_HELD_OUT = 16, 64  # one image in so many judges the result, and at most so many
 FISHER_IMAGES = 64
+WHOLE = "the whole network"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class UnitResult:
 class Reconstructed:
     """The graph with chosen weights, the plan with learned steps, and what became of each unit.
 
+    tuned: of the whole network, whose steps and biases were learned last; None where they were not.
     cache_mib: peak of the kept values in memory; spilled_mib: how much of them went to disk.
     """
 
@@ -66,6 +68,7 @@ class Reconstructed:
     notes: tuple[str, ...]
     cache_mib: float
     spilled_mib: float
+    tuned: UnitResult | None = None
 
 
 @dataclass(frozen=True)
@@ -98,12 +101,14 @@ def reconstruct(
     Raises:
         ValueError: no images, no room for the kept values, or a value becomes NaN (named).
     """
-    folder, units = workplace.folder, partition.units
+    folder, units = workplace.folder, list(partition.units)
+    if settings.tune:
+        units.append(_whole(graph, units))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob("cache-*.bin"):  # of a run that was killed
             left.unlink()
-    run = _Run(graph, plan, partition, settings, Budget(workplace.memory, folder))
+    run = _Run(graph, plan, units, settings, Budget(workplace.memory, folder))
     results = []
     try:
         run.take_in(batches)
@@ -116,7 +121,8 @@ def reconstruct(
                 save_unit(path, *held)
             facts, learned = held
             run.settle(learned)
-            run.hand_on(unit, number)
+            if unit.name != WHOLE:
+                run.hand_on(unit, number)
             results.append(UnitResult(**facts))
             if workplace.show is not None:
                 workplace.show(number + 1, len(units))
@@ -125,17 +131,23 @@ def reconstruct(
     budget = run.budget
     peaks = round(budget.peak / 2**20, 1), round(budget.spilled / 2**20, 1)
     notes = (*partition.notes, *run.notes)
-    return Reconstructed(*run.finished(), tuple(results), notes, *peaks)
+    tuned = results.pop() if settings.tune else None
+    return Reconstructed(*run.finished(), tuple(results), notes, *peaks, tuned)
 
 
 class _Run:
     """One reconstruction at work: the values that are alive, and what was found so far."""
 
     def __init__(
-        self, graph: ir.Graph, plan: Plan, partition: Partition, settings: Settings, budget: Budget
+        self,
+        graph: ir.Graph,
+        plan: Plan,
+        units: Sequence[Unit],
+        settings: Settings,
+        budget: Budget,
     ) -> None:
         self.graph, self.plan, self.settings = graph, plan, settings
-        self.units, self.budget = partition.units, budget
+        self.units, self.budget = units, budget
         self.encodings = plan.encodings()
         self.constants = ir.constants(graph)
         self.learnable, self.notes = _learnable(graph, plan)
@@ -234,18 +246,22 @@ class _Run:
         quantizers: Mapping[str, Callable[[Tensor], Tensor]],
     ) -> dict[str, Tensor]:
         """The unit's outputs, before they are quantized, with weights among the feeds."""
+        exact: dict[str, Tensor] = {}
 
         def look(name: str, x: Tensor) -> Tensor:
+            if name in unit.outputs:  # the unit itself reads it, too, and reads codes
+                exact[name] = x
             return quantizers[name](x)
 
-        return self.module.visit(feeds, quantizers, look, unit.outputs)
+        return self.module.visit(feeds, quantizers, look, unit.outputs) | exact
 
     def _quantizers(self, unit: Unit) -> dict[str, FakeQuantize]:
         """Fake quantization, as found so far, of what the unit reads and makes for itself."""
         members = set(unit.nodes)
         nodes = [n for n in ir.nodes(self.graph) if n.name in members]
-        made = {o.name or "" for n in nodes for o in n.outputs} - set(unit.outputs)
-        names = [*unit.inputs, *sorted(made)]
+        made = {o.name or "" for n in nodes for o in n.outputs}
+        read = {v.name or "" for n in nodes for v in n.inputs if v is not None}
+        names = [*unit.inputs, *sorted(made & read)]
         return {n: FakeQuantize(self.encodings[Point(n)]) for n in names if Point(n) in self.plan}
 
     def _weight_names(self, unit: Unit) -> list[str]:
@@ -271,24 +287,26 @@ class _Run:
         start = time.perf_counter()
         held_out = min(self.images // HELD_OUT, MOST_HELD_OUT)
         held_out -= held_out % (self.batch or 1)
-        weights = {
-            name: (_laid_out(self.constants[name]), self.encodings[Point(name)])
-            for name in self._weight_names(unit)
-        }
+        tuning = unit.name == WHOLE
+        weights = {}
+        for name in self._weight_names(unit):
+            held = self.weights.get(name, self.constants[name])
+            weights[name] = _laid_out(held), self.encodings[Point(name)]
         quantizers = self._quantizers(unit)
         problem = Problem(
             run=lambda feeds, quantize: self._run(unit, feeds, quantize),
             inputs={n: (self.quantized[n], self.float[n]) for n in unit.inputs},
             targets=self.targets,
             weights=weights,
+            biases=self._biases(unit) if tuning else {},
             quantizers=quantizers,
-            groups=self._groups(list(quantizers)),
+            groups=self._groups(list(quantizers), again=tuning),
             fisher={n: self.fisher[n] for n in unit.outputs if n in self.fisher},
             learned_on=self.images - held_out,
             images=self.images,
             fixed_batch=self.batch,
         )
-        learned = learn(problem, self.settings, self.settings.seed + number)
+        learned = (tune if tuning else learn)(problem, self.settings, self.settings.seed + number)
         facts = {
             "unit": unit.name,
             "layers": unit.layers,
@@ -300,13 +318,29 @@ class _Run:
         }
         return facts, learned
 
-    def _groups(self, names: list[str]) -> list[tuple[str, ...]]:
-        """Values among `names` whose step may be learned now, those that share one together."""
+    def _biases(self, unit: Unit) -> dict[str, Tensor]:
+        """Biases that one layer alone reads."""
+        found = {}
+        for node in ir.nodes(self.graph):
+            value = node.inputs[2] if node.name in unit.layers and len(node.inputs) > 2 else None
+            array = ir.constant(value)
+            if value is not None and array is not None and len(list(value.uses())) == 1:
+                found[value.name or ""] = torch.from_numpy(np.array(array))
+        return found
+
+    def _groups(self, names: list[str], again: bool) -> list[tuple[str, ...]]:
+        """Values among `names` whose step may be learned now, those that share one together;
+        `again`: also those whose step was learned before.
+        """
         tied = {point: group for group in self.plan.ties for point in group}
         groups: dict[Point, list[str]] = {}
         for name in names:
             point, spec = Point(name), self.plan.spec(Point(name))
-            if point not in self.stepped and not spec.power_of_two and not spec.logarithmic:
+            if (
+                (again or point not in self.stepped)
+                and not spec.power_of_two
+                and not spec.logarithmic
+            ):
                 groups.setdefault(tied.get(point, (point,))[0], []).append(name)
         return [tuple(group) for group in groups.values()]
 
@@ -324,10 +358,22 @@ class _Run:
         """The graph with the chosen weights, and its plan."""
         made = ir.clone(self.graph)
         for node in ir.nodes(made):
-            value = node.inputs[1] if len(node.inputs) > 1 else None
-            if value is not None and value.name in self.weights:
-                ir.set_constant(made, node, 1, self.weights[value.name])
+            for index, value in enumerate(node.inputs):
+                if value is not None and value.name in self.weights:
+                    ir.set_constant(made, node, index, self.weights[value.name])
         return made, encode_biases(made, self.plan.replace(self.encodings))
+
+
+def _whole(graph: ir.Graph, units: Sequence[Unit]) -> Unit:
+    """The network as one unit."""
+    outputs = [v for v in graph.graph.outputs if ir.dtype(v) == np.float32]
+    return Unit(
+        WHOLE,
+        tuple(n.name or "" for n in ir.nodes(graph)),
+        tuple(layer for unit in units for layer in unit.layers),
+        tuple(v.name or "" for v in graph.graph.inputs if not v.is_initializer()),
+        tuple(v.name or "" for v in outputs),
+    )
 
 
 def _learnable(graph: ir.Graph, plan: Plan) -> tuple[frozenset[str], list[str]]:

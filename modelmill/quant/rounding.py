@@ -47,12 +47,12 @@ class Rounding:
             self.shape[axis] = -1
         scale, zero_point = torch.tensor(encoding.scale), torch.tensor(encoding.zero_point)
         self.scale = scale.reshape(self.shape)
-        low = (encoding.spec.qmin - zero_point).reshape(self.shape).float()
-        high = (encoding.spec.qmax - zero_point).reshape(self.shape).float()
+        self.low = (encoding.spec.qmin - zero_point).reshape(self.shape).float()
+        self.high = (encoding.spec.qmax - zero_point).reshape(self.shape).float()
         codes = weight / self.scale
-        self.nearest = torch.clamp(codes.round(), low, high)
-        self.floor = torch.clamp(codes.floor(), low, high - 1)
-        self.v = torch.clamp(codes - self.floor, -MARGIN, 1 + MARGIN).requires_grad_()
+        self.nearest = torch.clamp(codes.round(), self.low, self.high)
+        self.floor = codes.floor()
+        self.v = (codes - self.floor).requires_grad_()
         self.log_step = torch.zeros_like(self.scale).requires_grad_(learn_step)
 
     @property
@@ -62,8 +62,14 @@ class Rounding:
 
     def weight(self) -> Tensor:
         """The weight as it is deployed, with gradients to `v` and `log_step`."""
-        weight: Tensor = _Round.apply(self.v, self.floor, self.step)  # type: ignore[no-untyped-call]
+        limits = self.floor, self.low, self.high
+        weight: Tensor = _Round.apply(self.v, self.step, *limits)  # type: ignore[no-untyped-call]
         return weight
+
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        """The chosen codes less the zero point, shape of the weight."""
+        return torch.clamp(self.floor + (self.v > 0.5), self.low, self.high)
 
     @torch.no_grad()
     def project(self) -> None:
@@ -73,7 +79,7 @@ class Rounding:
     @torch.no_grad()
     def flipped(self) -> Tensor:
         """Which codes differ from those of plain rounding, bool, shape of the weight."""
-        return self.floor + (self.v > 0.5) != self.nearest
+        return self.codes() != self.nearest
 
     @torch.no_grad()
     def found(self) -> tuple[Tensor, Encoding]:
@@ -81,20 +87,22 @@ class Rounding:
         scale = self.step.reshape(self.encoding.scale.shape).numpy()
         encoding = Encoding(self.encoding.spec, scale, self.encoding.zero_point)
         kept = torch.tensor(encoding.scale).reshape(self.shape)
-        return (self.floor + (self.v > 0.5)) * kept, encoding
+        return self.codes() * kept, encoding
 
 
 class _Round(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, v: Tensor, floor: Tensor, step: Tensor) -> Tensor:
-        codes = floor + (v > 0.5)
+    def forward(
+        ctx: Any, v: Tensor, step: Tensor, floor: Tensor, low: Tensor, high: Tensor
+    ) -> Tensor:
+        codes = torch.clamp(floor + (v > 0.5), low, high)
         ctx.save_for_backward(codes, step)
         return codes * step
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         codes, step = ctx.saved_tensors
-        return grads[0] * step, None, (grads[0] * codes).sum_to_size(step.shape)
+        return grads[0] * step, (grads[0] * codes).sum_to_size(step.shape), None, None, None
 
 
 class Step:
