@@ -148,14 +148,15 @@ def build(
     limit: int | None,
     simulate: int,
     targets: Sequence[str] = TARGETS,
+    more: Sequence[str] = (),
 ) -> Facts:
-    """The report of one build, with `wall_s`: seconds of the whole command."""
+    """The report of one build, with `wall_s`: seconds of the whole command. more: options."""
     images, calibration = SOURCES[name]
     command = [sys.executable, "-c", PROGRAM, "build", str(data / "models" / f"{name}.onnx")]
     command += ["-d", str(data / images), "--calib", str(data / calibration)]
     command += [word for target in targets for word in ("-t", target)]
     command += ["-o", str(out), "--format", "json"]
-    command += ["--simulate", str(simulate)] + (["--limit", str(limit)] if limit else [])
+    command += ["--simulate", str(simulate), *more] + (["--limit", str(limit)] if limit else [])
     start = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     wall = time.perf_counter() - start
