@@ -54,6 +54,13 @@ BESIDE_MANIFEST = {"manifest", "out", "resume", "dry_run", "db", "form"}
     "costs more, step by step; e.g. --precision w4a8 --algorithm qdrop.",
 )
 @click.option(
+    "--effort",
+    type=click.Choice(["quick", "normal", "high"]),
+    default="normal",
+    show_default=True,
+    help="How long learned roundings are learned: a third of the time, or ten times as long.",
+)
+@click.option(
     "--first-last-bits",
     type=int,
     default=8,
@@ -113,6 +120,7 @@ def build(  # noqa: PLR0913 (a command's options)
     targets: tuple[str, ...],
     precision: str,
     objective: str,
+    effort: str,
     algorithm: str,
     first_last_bits: int,
     memory: str,
@@ -171,6 +179,7 @@ def build(  # noqa: PLR0913 (a command's options)
         first_last_bits=first_last_bits,
         memory=options.parse_memory(memory),
         objective=objective,
+        effort=effort,
     )
     return _run(wanted, dry_run, form, None)
 

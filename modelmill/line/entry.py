@@ -43,6 +43,7 @@ def build(  # noqa: PLR0913 (keyword arguments are the interface)
     first_last_bits: int = 8,
     memory: int = 2 * 2**30,
     objective: str = "size",
+    effort: str = "normal",
     show: Show = SILENT,
 ) -> Report:
     """Take a trained model to verified artifacts on real engines, as `modelmill build` does.
@@ -81,6 +82,7 @@ def build(  # noqa: PLR0913 (keyword arguments are the interface)
         first_last_bits=first_last_bits,
         memory=memory,
         objective=objective,
+        effort=effort,
     )
     return run_build(options, show)
 

@@ -82,6 +82,7 @@ def recipe_from(held: Json) -> Recipe:
         BiasCorrection(**held["bias_correction"]) if held["bias_correction"] else None,
         Protect(**held["protect"]) if held["protect"] else None,
         reconstruct,
+        held.get("effort", "normal"),
     )
 
 
@@ -135,6 +136,7 @@ def manifest(
             "first_last_bits": options.first_last_bits,
             "memory": options.memory,
             "objective": options.objective,
+            "effort": options.effort,
         },
         "inputs": {
             "card": source.card.to_json(),

@@ -17,6 +17,8 @@ SEARCHED = "auto"  # the precision that a search finds, and the algorithm that e
 BASE_PRECISION = "w8a8"  # where a search starts
 ALGORITHMS = (SEARCHED, "round", "adaround", "brecq", "qdrop")
 OBJECTIVES = ("size", "latency")
+EFFORTS = ("quick", "normal", "high")
+CHOICES = (("algorithm", ALGORITHMS), ("objective", OBJECTIVES), ("effort", EFFORTS))
 LEAST_MEMORY = 2**20
 
 
@@ -29,6 +31,7 @@ class BuildOptions:
     calibrate: number of calibration images. limit: score at most so many images.
     precision: wXaY, or "auto": bits per layer are searched for, within `max_drop`.
     objective: what the search makes small, "size" or "latency".
+    effort: of learned roundings, "quick", "normal" or "high".
     algorithm: how weights are rounded. "auto": to the nearest at 8 bits, and where `max_drop` is
     not met by one after another of what costs more; else that one alone.
     first_last_bits: of the first and the last layers; 0: as many as the others.
@@ -66,12 +69,13 @@ class BuildOptions:
     first_last_bits: int = 8
     memory: int = 2 * 2**30
     objective: str = "size"
+    effort: str = "normal"
     attempts: Mapping[str, dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if self.precision != SEARCHED:
             parse_precision(self.precision)
-        for name, choices in (("algorithm", ALGORITHMS), ("objective", OBJECTIVES)):
+        for name, choices in CHOICES:
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"unknown --{name} {getattr(self, name)!r}. Choices: {', '.join(choices)}"

@@ -47,13 +47,16 @@ PROTECT = Protect()
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which steps run, each with its options; None leaves a step out."""
+    """Which steps run, each with its options; None leaves a step out. effort: of a reconstruction
+    that the build chooses itself.
+    """
 
     equalize: Equalize | None = EQUALIZE
     calibrate: Calibrate = CALIBRATE
     bias_correction: BiasCorrection | None = BIAS_CORRECTION
     protect: Protect | None = PROTECT
     reconstruct: Reconstruction | None = None
+    effort: str = "normal"
 
 
 DEFAULT = Recipe()

@@ -39,7 +39,8 @@ class Settings:
     half a cosine (Adam). drop: share of activation elements left in float. fisher: weight errors by
     the squared gradient of the network's outputs. afterwards: further iterations in which, the
     roundings fixed, the steps of activations are learned alone. tune: iterations, after all units,
-    in which steps and biases of the whole network are learned together, at tune_rate.
+    in which steps and biases of the whole network are learned together, at tune_rate. copies: how
+    often each image is learned from, mirrored and shifted (`copies`).
     """
 
     iterations: int
@@ -52,6 +53,7 @@ class Settings:
     afterwards: int = 0
     tune: int = 0
     tune_rate: float = 3e-3
+    copies: int = 1
     seed: int = 0
 
 
@@ -128,7 +130,7 @@ class _Work:
     def __init__(self, problem: Problem, settings: Settings, generator: torch.Generator) -> None:
         self.problem, self.settings, self.generator = problem, settings, generator
         self.roundings = {
-            name: Rounding(w, encoding, settings.weight_rate > 0)
+            name: Rounding(w, encoding, settings.weight_rate > 0 and not encoding.spec.power_of_two)
             for name, (w, encoding) in problem.weights.items()
         }
         # biases move in parts of their own size
@@ -192,7 +194,7 @@ class _Work:
         """Everything that is learned, with its rate."""
         found = [
             ([r.v for r in self.roundings.values()], self.settings.rate),
-            ([r.log_step for r in self.roundings.values()], self.settings.weight_rate),
+            (self._weight_steps(), self.settings.weight_rate),
         ]
         return [*found, *self.step_rates()] if self.settings.drop < 1 else found
 
@@ -203,9 +205,14 @@ class _Work:
 
     def tuned(self) -> list[tuple[list[Tensor], float]]:
         """What `tune` learns: all but the roundings."""
-        log_steps = [r.log_step for r in self.roundings.values()]
         steps = list({id(s): s.log_step for s in self.steps.values()}.values())
-        return [([*log_steps, *steps, *self.moves.values()], self.settings.tune_rate)]
+        free = [*self._weight_steps(), *steps, *self.moves.values()]
+        return [(free, self.settings.tune_rate)]
+
+    def _weight_steps(self) -> list[Tensor]:
+        """Steps of weights that may have any length."""
+        held = self.roundings.values()
+        return [r.log_step for r in held if not r.encoding.spec.power_of_two]
 
     def optimise(
         self, iterations: int, drop: float, rates: list[tuple[list[Tensor], float]]

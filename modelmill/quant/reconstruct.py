@@ -27,6 +27,7 @@ from modelmill.numerics import QuantSpec
 from modelmill.quant.blocks import Partition, Unit
 from modelmill.quant.caches import Budget, Cache
 from modelmill.quant.calibrate import BIAS_BITS, LAYERS, encode_biases, weight_names
+from modelmill.quant.copies import copy, copyable
 from modelmill.quant.learn import Learned, Problem, Settings, learn, tune
 from modelmill.quant.observe import Batches
 from modelmill.quant.resume import load_unit, save_unit
@@ -163,7 +164,7 @@ class _Run:
         self.stepped: set[Point] = set()  # activations whose step was learned
         self.batch = _fixed_batch(graph)
         self.fisher: dict[str, Tensor] = {}
-        self.images = 0
+        self.images = self.learned_on = 0  # with copies; the first so many are learned on
         self.float: dict[str, Cache] = {}
         self.quantized: dict[str, Cache] = {}
         self.targets: dict[str, Cache] = {}  # float outputs of the unit at work
@@ -178,22 +179,30 @@ class _Run:
         """
         kept: dict[str, list[Tensor]] = {}
         for feeds in batches:
-            for name, x in feeds.items():
-                kept.setdefault(name, []).append(torch.from_numpy(np.array(x)))
+            for name, array in feeds.items():
+                kept.setdefault(name, []).append(torch.from_numpy(np.array(array)))
         if not kept:
             raise ValueError(
                 "reconstruction needs at least one image, found none; check --calib and --data"
             )
-        self.images = sum(map(len, next(iter(kept.values()))))
-        for name, parts in kept.items():
+        given = {name: torch.cat(parts) for name, parts in kept.items()}
+        count = len(next(iter(given.values())))
+        held_out = min(count // HELD_OUT, MOST_HELD_OUT)
+        first = count - (held_out - held_out % (self.batch or 1))
+        copies = self.settings.copies if all(map(copyable, given.values())) else 1
+        self.learned_on = first * copies
+        self.images = self.learned_on + count - first
+        for name, x in given.items():
             cache = Cache(self.budget, self.images)
-            for part in parts:
-                cache.append(part)
+            cache.append(x[:first])
+            for number in range(1, copies):
+                cache.append(copy(x[:first], number, self.settings.seed))
+            cache.append(x[first:])
             self.float[name] = self.quantized[name] = cache
         if self.settings.fisher:
-            first = {name: parts[0][:FISHER_IMAGES] for name, parts in kept.items()}
+            few = {name: x[: self.batch or FISHER_IMAGES] for name, x in given.items()}
             outputs = {name for unit in self.units for name in unit.outputs}
-            self.fisher = fisher(self.float_module, first, sorted(outputs), self.settings.seed)
+            self.fisher = fisher(self.float_module, few, sorted(outputs), self.settings.seed)
 
     def _chunks(self) -> Iterator[slice]:
         size = self.batch or CHUNK
@@ -285,8 +294,6 @@ class _Run:
     def learn(self, unit: Unit, number: int) -> tuple[dict[str, Any], Learned]:
         """The best roundings and steps of one unit; what became of it, as of UnitResult."""
         start = time.perf_counter()
-        held_out = min(self.images // HELD_OUT, MOST_HELD_OUT)
-        held_out -= held_out % (self.batch or 1)
         tuning = unit.name == WHOLE
         weights = {}
         for name in self._weight_names(unit):
@@ -302,7 +309,7 @@ class _Run:
             quantizers=quantizers,
             groups=self._groups(list(quantizers), again=tuning),
             fisher={n: self.fisher[n] for n in unit.outputs if n in self.fisher},
-            learned_on=self.images - held_out,
+            learned_on=self.learned_on,
             images=self.images,
             fixed_batch=self.batch,
         )
