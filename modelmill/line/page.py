@@ -309,7 +309,7 @@ def _recipes(manifest: Json) -> list[tuple[str, str]]:
 def _in_words(recipe: Json) -> str:
     words = []
     for step, options in recipe.items():
-        if options is None:
+        if not isinstance(options, dict):  # left out, or no step: the effort is in the step's own
             continue
         listed = ", ".join(f"{k} {v}" for k, v in options.items())
         words.append(f"{step.replace('_', ' ')}{f' ({listed})' if listed else ''}")
