@@ -2,15 +2,17 @@
 take."""
 
 import inspect
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
-from modelmill import ir, plugins, targets
+from modelmill import executor, ir, plugins, targets
 from modelmill.ir import Plan
 from modelmill.line.quantize import load_target, prepare_graph
 from modelmill.quant.calibrate import Calibrate
+from modelmill.quant.equalize import Equalize
 
 NAMES = plugins.names("modelmill.quant")
 TEXT = """g (float[N,3,8,8] x) => (float[N,5] y) {
@@ -55,6 +57,12 @@ def result(step, graph, plan, batches):
     return ir.to_bytes(graph), plan.fingerprint()
 
 
+def short(step):
+    """The same step; where it learns, a few iterations only."""
+    long = {f.name for f in fields(step)} & {"iterations", "steps", "tune"}
+    return replace(step, **dict.fromkeys(long, 5))
+
+
 def test_the_signature(step):
     assert list(inspect.signature(step).parameters) == ["graph", "plan", "batches"]
     assert step == type(step)() and inspect.getdoc(type(step))  # options are a value
@@ -73,6 +81,7 @@ def test_the_same_again(step, given):
 
 def test_the_target_still_takes_the_plan(step, given):
     graph, plan, batches = given
+    step = short(step)
     made, found = step(graph, plan, batches)
     for name in plugins.names("modelmill.targets"):
         target = load_target(name)
@@ -89,12 +98,24 @@ def test_the_target_still_takes_the_plan(step, given):
 
 def test_the_float_output_hardly_moves(step, given):
     """A step may equalise, correct or choose; the float network it leaves is about the same."""
-    from modelmill import executor
-
     graph, plan, batches = given
     made, _ = step(graph, plan, batches)
     want, got = (executor.Module(g)(batches[0])["y"] for g in (graph, made))
     assert float((got - want).abs().max()) < 0.05 * float(want.abs().max())
+
+
+def test_sixteen_bits_reproduce_float(step, given):
+    """With ranges that cut nothing off, what a step gives computes what the float network did."""
+    graph, plan, batches = given
+    specs = {p: replace(plan.spec(p), bits=16) for p in plan if plan.spec(p).bits < 16}
+    asked = plan.replace(specs)
+    wide = Calibrate(activations="minmax", before_leaky="minmax", weights="minmax")
+    made, found = step(*wide(graph, asked, batches), batches)
+    if isinstance(step, Equalize):  # the values are others now, and so are their ranges
+        _, found = wide(made, asked, batches)
+    want = executor.Module(graph)(batches[0])["y"]
+    got = executor.Module(made, found)(batches[0])["y"]
+    assert found and float((got - want).abs().max()) < 1e-3 * float(want.abs().max())
 
 
 def test_it_can_be_given_an_empty_plan(step, given):
