@@ -42,7 +42,8 @@ MOBILE, DETECTOR = "mobilenetv1_025_imagenet", "fastestdet_coco"
 class Row:
     """One measurement but for its seed.
 
-    algorithm: float, one of ALGORITHMS. iterations: per unit; None: the default of the class.
+    algorithm: float, one of ALGORITHMS. effort: as of `modelmill build`; iterations: per unit, in a
+    rehearsal.
     ranges: how ranges are chosen before, mse or minmax. deployed: a build for ort_cpu, which takes
     ranges and iterations as they come.
     """
@@ -50,6 +51,7 @@ class Row:
     model: str
     bits: str
     algorithm: str
+    effort: str = "normal"
     iterations: int | None = None
     ranges: str = "mse"
     deployed: bool = False
@@ -58,18 +60,20 @@ class Row:
     def label(self) -> str:
         ranges = f"{self.ranges} ranges, " if self.ranges != "mse" else ""
         where = "deployed" if self.deployed else "simulated"
-        return f"{ranges}{self.algorithm}, {where}"
+        effort = f" {self.effort}" if self.effort != "normal" else ""
+        return f"{ranges}{self.algorithm}{effort}, {where}"
 
 
 def _all(model: str, bits: str, *more: Row) -> tuple[Row, ...]:
     return (Row(model, "float", "float"), *(Row(model, bits, a) for a in ALGORITHMS), *more)
 
 
-QUICK_2, LONG_2 = Row(CIFAR, "w2a4", "qdrop", 150), Row(CIFAR, "w2a4", "qdrop", 1000)
-QUICK_4, LONG_4 = Row(CIFAR, "w4a4", "qdrop", 50), Row(CIFAR, "w4a4", "qdrop", 400)
+W2A4, W2A4_HIGH = Row(CIFAR, "w2a4", "qdrop"), Row(CIFAR, "w2a4", "qdrop", "high")
+W2A4_QUICK, W4A4_QUICK = (Row(CIFAR, bits, "qdrop", "quick") for bits in ("w2a4", "w4a4"))
+W4A4 = Row(CIFAR, "w4a4", "qdrop")
 SETS = {
-    "w2a4": _all(CIFAR, "w2a4", QUICK_2, LONG_2),
-    "w4a4": _all(CIFAR, "w4a4", QUICK_4, LONG_4),
+    "w2a4": _all(CIFAR, "w2a4", W2A4_QUICK, W2A4_HIGH),
+    "w4a4": _all(CIFAR, "w4a4", W4A4_QUICK),
     "w3a3": _all(CIFAR, "w3a3"),
     "w2a2": _all(CIFAR, "w2a2"),
     "resnet56": (*_all(DEEP, "w3a3"), *_all(DEEP, "w2a2")[1:]),
@@ -105,10 +109,10 @@ class Must:
 
 
 MUSTS = (
-    Must(QUICK_2, 85.96, 120),
-    Must(LONG_2, 86.5, 600),
-    Must(QUICK_4, 87.14, 40),
-    Must(LONG_4, 87.5, 180),
+    Must(W2A4, 85.96, 120),
+    Must(W2A4_HIGH, 86.5, 600),
+    Must(W4A4_QUICK, 87.14, 40),
+    Must(W4A4, 87.5, 180),
     Must(Row(MOBILE, "w4a8", "qdrop"), below_float=1.5),
     Must(Row(MOBILE, "w4a8", "qdrop", deployed=True), below_float=1.5),
     Must(Row(DETECTOR, "w4a8", "qdrop", deployed=True), 0.285),
@@ -231,6 +235,7 @@ def _quantized(row: Row, seed: int, graph: Any, batches: Iterable[Facts]) -> tup
     import torch
 
     from modelmill import executor
+    from modelmill.line.attempt import learned_by
     from modelmill.line.quantize import Where
     from modelmill.quant.adaround import AdaRound
     from modelmill.quant.brecq import Brecq
@@ -251,7 +256,8 @@ def _quantized(row: Row, seed: int, graph: Any, batches: Iterable[Facts]) -> tup
     facts["calibration"] = sum(len(next(iter(feeds.values()))) for feeds in held)
     if row.algorithm != "round":
         kind = {"adaround": AdaRound, "brecq": Brecq, "qdrop": QDrop}[row.algorithm]
-        step = kind(seed=seed) if row.iterations is None else kind(row.iterations, seed=seed)
+        step = learned_by(kind, row.effort, seed)
+        step = step if row.iterations is None else replace(step, iterations=row.iterations)
         made = step.run(graph, plan, held)
         graph, plan = made.graph, made.plan
         facts |= {
@@ -417,7 +423,7 @@ def _orders(found: dict[Row, list[Facts]]) -> Iterator[tuple[str, ...]]:
     """The algorithms at their default iterations, by mean score."""
     groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for row, facts in found.items():
-        if row.iterations is None and row.ranges == "mse" and row.algorithm in ALGORITHMS:
+        if row.effort == "normal" and row.ranges == "mse" and row.algorithm in ALGORITHMS:
             score = mean(f["score"] for f in facts)
             groups.setdefault((row.model, row.bits), []).append((score, row.algorithm))
     for (model, bits), held in groups.items():

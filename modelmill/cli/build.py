@@ -58,15 +58,9 @@ BESIDE_MANIFEST = {"manifest", "out", "resume", "dry_run", "db", "form"}
     type=click.Choice(["quick", "normal", "high"]),
     default="normal",
     show_default=True,
-    help="How long learned roundings are learned: a third of the time, or ten times as long.",
+    help="How long roundings are learned: a third of the time, or three times as long.",
 )
-@click.option(
-    "--first-last-bits",
-    type=int,
-    default=8,
-    show_default=True,
-    help="Bits of the first and last layers where the others have fewer; 0: as the others.",
-)
+@options.first_last_bits
 @click.option(
     "--memory",
     default="2GiB",

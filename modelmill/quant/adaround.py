@@ -29,13 +29,10 @@ from modelmill.quant.reconstruct import (
 
 @dataclass(frozen=True)
 class AdaRound:
-    """The AdaRound step. iterations: per layer, of `batch` images. copies: how often each
-    image is learned from, mirrored and shifted. seed: of the images drawn.
-    """
+    """The AdaRound step. iterations: per layer, of `batch` images. seed: of the images drawn."""
 
     iterations: int = 150
     batch: int = 32
-    copies: int = 1
     seed: int = 0
 
     def __call__(self, graph: ir.Graph, plan: Plan, batches: Batches) -> tuple[ir.Graph, Plan]:
@@ -53,7 +50,6 @@ class AdaRound:
             self.batch,
             weight_rate=0.0,
             drop=1.0,
-            copies=self.copies,
             seed=self.seed,
         )
         return reconstruct(graph, plan, batches, partition, settings, workplace)

@@ -29,17 +29,16 @@ from modelmill.quant.reconstruct import (
 @dataclass(frozen=True)
 class Brecq:
     """The BRECQ step. iterations: per block, of `batch` images; steps: further ones for the steps
-    of activations. copies: how often each image is learned from, mirrored and shifted. fisher:
-    weight errors by the squared gradient of the network's outputs. tune: iterations, at the end, in
-    which steps and biases of the whole network are learned together (not in the paper; 0 for none).
+    of activations. fisher: weight errors by the squared gradient of the network's outputs. tune:
+    iterations, at the end, in which steps and biases of the whole network are learned together (not
+    in the paper; 0 for none).
     """
 
     iterations: int = 150
     steps: int = 50
     batch: int = 32
-    copies: int = 1
     fisher: bool = False
-    tune: int = 200
+    tune: int = 300
     seed: int = 0
 
     def __call__(self, graph: ir.Graph, plan: Plan, batches: Batches) -> tuple[ir.Graph, Plan]:
@@ -59,7 +58,6 @@ class Brecq:
             fisher=self.fisher,
             afterwards=self.steps,
             tune=self.tune,
-            copies=self.copies,
             seed=self.seed,
         )
         return reconstruct(graph, plan, batches, partition, settings, workplace)

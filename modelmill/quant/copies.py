@@ -1,7 +1,7 @@
 """More pictures out of few: mirrored and shifted copies of the calibration images.
 
-A reconstruction asks the float network what it would have said, not a label, so any picture like
-those that will come teaches something; a thousand are few for the roundings of the last blocks.
+The tuning of a whole network asks the float network what it would have said, not a label, so any
+picture like those that will come teaches something; from a thousand alone it learns too little.
 Every second copy is mirrored; all but the first are shifted by up to a tenth, borders reflected.
 """
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from modelmill.numerics import Encoding
 from modelmill.quant.caches import Cache
 from modelmill.quant.rounding import Masks, Rounding, Step
 
-LEARNED_BITS = 8  # steps of activations with fewer bits are learned; with more the noise is nothing
 MOST_ELEMENTS = 1 << 22  # of one batch of a unit's largest input or output
 FEWEST_IMAGES = 8  # of a batch that would have more elements
 JUDGED_AT_ONCE = 32
@@ -39,8 +38,8 @@ class Settings:
     half a cosine (Adam). drop: share of activation elements left in float. fisher: weight errors by
     the squared gradient of the network's outputs. afterwards: further iterations in which, the
     roundings fixed, the steps of activations are learned alone. tune: iterations, after all units,
-    in which steps and biases of the whole network are learned together, at tune_rate. copies: how
-    often each image is learned from, mirrored and shifted (`copies`).
+    in which steps and biases of the whole network are learned together, tune_batch images at a
+    time, at tune_rate; from each image and its copies, mirrored and shifted, so often in all.
     """
 
     iterations: int
@@ -52,8 +51,9 @@ class Settings:
     fisher: bool = False
     afterwards: int = 0
     tune: int = 0
-    tune_rate: float = 3e-3
-    copies: int = 1
+    tune_rate: float = 1e-2
+    tune_batch: int = 64
+    copies: int = 8
     seed: int = 0
 
 
@@ -64,8 +64,9 @@ class Problem:
     run: (inputs and weights, quantizers) -> outputs. inputs: each on the quantized and on the float
     path. targets: outputs of the float unit. weights: with their encodings. biases: those that
     `tune` learns. quantizers: of what the unit reads and makes for itself, as calibrated. groups:
-    values among them whose step may be learned, those that share one together. learned_on: the
-    first so many of all images; the others judge. fixed_batch: the batch the graph insists on.
+    values among them whose step may be learned, those that share one together, where they have
+    fewer than `learned_bits`. learned_on: the first so many of all images; the others judge.
+    fixed_batch: the batch the graph insists on.
     """
 
     run: Callable[[Mapping[str, Tensor], Quantizers], dict[str, Tensor]]
@@ -76,6 +77,7 @@ class Problem:
     quantizers: Mapping[str, FakeQuantize]
     groups: Sequence[tuple[str, ...]]
     fisher: Mapping[str, Tensor]
+    learned_bits: int
     learned_on: int
     images: int
     fixed_batch: int | None
@@ -115,7 +117,8 @@ def learn(problem: Problem, settings: Settings, seed: int) -> Learned:
 
 def tune(problem: Problem, settings: Settings, seed: int) -> Learned:
     """Learn steps and biases alone, the roundings of the problem's weights as they are."""
-    work = _Work(problem, settings, torch.Generator().manual_seed(seed))
+    longer = replace(settings, batch=settings.tune_batch)
+    work = _Work(problem, longer, torch.Generator().manual_seed(seed))
     before = work.judge()
     work.optimise(settings.tune, 0.0, work.tuned())
     after = work.judge()
@@ -139,7 +142,7 @@ class _Work:
         self.steps: dict[str, Step] = {}
         for group in problem.groups:
             encoding = problem.quantizers[group[0]].encoding
-            if encoding.spec.bits < LEARNED_BITS:
+            if encoding.spec.bits < problem.learned_bits:
                 self.steps |= dict.fromkeys(group, Step(encoding))
         judged = problem.images - problem.learned_on
         self.judged_on = range(problem.learned_on if judged else 0, problem.images)

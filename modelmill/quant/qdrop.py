@@ -28,17 +28,15 @@ from modelmill.quant.reconstruct import (
 
 @dataclass(frozen=True)
 class QDrop:
-    """The QDrop step. iterations: per block, of `batch` images. copies: how often each image is
-    learned from, mirrored and shifted. drop: share of activation elements left in float, the
-    paper's 1 - p. tune: iterations, at the end, in which steps and biases of the whole network are
-    learned together (not in the paper; 0 for none).
+    """The QDrop step. iterations: per block, of `batch` images. drop: share of activation elements
+    left in float, the paper's 1 - p. tune: iterations, at the end, in which steps and biases of the
+    whole network are learned together (not in the paper; 0 for none).
     """
 
     iterations: int = 150
     batch: int = 32
-    copies: int = 1
     drop: float = 0.5
-    tune: int = 200
+    tune: int = 300
     seed: int = 0
 
     def __call__(self, graph: ir.Graph, plan: Plan, batches: Batches) -> tuple[ir.Graph, Plan]:
@@ -56,7 +54,6 @@ class QDrop:
             self.batch,
             drop=self.drop,
             tune=self.tune,
-            copies=self.copies,
             seed=self.seed,
         )
         return reconstruct(graph, plan, batches, partition, settings, workplace)

@@ -36,6 +36,9 @@ MEMORY = 2 << 30
 CHUNK = 128  # images at a time where nothing is learned
 HELD_OUT, MOST_HELD_OUT = 16, 64  # one image in so many judges the result, and at most so many
 FISHER_IMAGES = 64
+# Steps of activations with fewer bits are learned in units. With 8 the noise inside one is next to
+# nothing, and takes as long; over the whole network it adds up.
+LEARNED_BITS, TUNED_BITS = 8, 9
 WHOLE = "the whole network"
 
 
@@ -115,6 +118,8 @@ def reconstruct(
         run.take_in(batches)
         for number, unit in enumerate(units):
             path = folder / f"unit-{number:03d}.npz" if folder is not None else None
+            if unit.name == WHOLE:
+                run.multiply()
             run.open(unit)
             held = load_unit(path, run.spec)
             if held is None:
@@ -164,7 +169,7 @@ class _Run:
         self.stepped: set[Point] = set()  # activations whose step was learned
         self.batch = _fixed_batch(graph)
         self.fisher: dict[str, Tensor] = {}
-        self.images = self.learned_on = 0  # with copies; the first so many are learned on
+        self.images = self.learned_on = 0  # the first so many are learned from, the others judge
         self.float: dict[str, Cache] = {}
         self.quantized: dict[str, Cache] = {}
         self.targets: dict[str, Cache] = {}  # float outputs of the unit at work
@@ -189,20 +194,31 @@ class _Run:
         count = len(next(iter(given.values())))
         held_out = min(count // HELD_OUT, MOST_HELD_OUT)
         first = count - (held_out - held_out % (self.batch or 1))
-        copies = self.settings.copies if all(map(copyable, given.values())) else 1
-        self.learned_on = first * copies
-        self.images = self.learned_on + count - first
+        self.images, self.learned_on = count, first
         for name, x in given.items():
-            cache = Cache(self.budget, self.images)
-            cache.append(x[:first])
-            for number in range(1, copies):
-                cache.append(copy(x[:first], number, self.settings.seed))
-            cache.append(x[first:])
-            self.float[name] = self.quantized[name] = cache
+            self.float[name] = self.quantized[name] = cache = Cache(self.budget, count)
+            cache.append(x)
         if self.settings.fisher:
             few = {name: x[: self.batch or FISHER_IMAGES] for name, x in given.items()}
             outputs = {name for unit in self.units for name in unit.outputs}
             self.fisher = fisher(self.float_module, few, sorted(outputs), self.settings.seed)
+
+    def multiply(self) -> None:
+        """Copies of the images that are learned from, before those that judge."""
+        first, copies = self.learned_on, self.settings.copies
+        names = self.units[-1].inputs
+        given = {name: self.float[name].rows(slice(0, self.images)) for name in names}
+        if copies < 2 or not all(map(copyable, given.values())):
+            return
+        self.learned_on = first * copies
+        self.images += self.learned_on - first
+        for name, x in given.items():
+            self.float[name].release()
+            self.float[name] = self.quantized[name] = cache = Cache(self.budget, self.images)
+            cache.append(x[:first])
+            for number in range(1, copies):
+                cache.append(copy(x[:first], number, self.settings.seed))
+            cache.append(x[first:])
 
     def _chunks(self) -> Iterator[slice]:
         size = self.batch or CHUNK
@@ -309,6 +325,7 @@ class _Run:
             quantizers=quantizers,
             groups=self._groups(list(quantizers), again=tuning),
             fisher={n: self.fisher[n] for n in unit.outputs if n in self.fisher},
+            learned_bits=TUNED_BITS if tuning else LEARNED_BITS,
             learned_on=self.learned_on,
             images=self.images,
             fixed_batch=self.batch,
