@@ -18,6 +18,7 @@ EPILOG = options.EXAMPLE + "modelmill check demo-build/digits.onnx -t ort_cpu -t
 @click.argument("model")
 @options.targets
 @options.precision
+@options.first_last_bits
 @options.cpu_flags
 @options.keep_float
 @options.card
@@ -27,6 +28,7 @@ def check(  # noqa: PLR0913 (a command's options)
     model: str,
     targets: tuple[str, ...],
     precision: str,
+    first_last_bits: int,
     cpu_flags: str | None,
     keep_float: tuple[str, ...],
     card: Path | None,
@@ -48,7 +50,15 @@ def check(  # noqa: PLR0913 (a command's options)
         raise click.UsageError("Missing -t / --target, for example -t ort_cpu.")
     flags = options.parse_flags(cpu_flags)
     found = [
-        read_rules(model, t, precision=precision, flags=flags, keep_float=keep_float, card=card)
+        read_rules(
+            model,
+            t,
+            precision=precision,
+            flags=flags,
+            keep_float=keep_float,
+            card=card,
+            first_last_bits=first_last_bits,
+        )
         for t in targets
     ]
     if form == "json":

@@ -50,6 +50,13 @@ limit = click.option("--limit", type=int, help="Score at most so many images, dr
 precision = click.option(
     "--precision", default="w8a8", show_default=True, help="Bits of weights and activations."
 )
+first_last_bits = click.option(
+    "--first-last-bits",
+    type=int,
+    default=8,
+    show_default=True,
+    help="Bits of the first and last layers where the others have fewer; 0: as the others.",
+)
 seed = click.option("--seed", type=int, default=0, show_default=True, help="Of every draw.")
 cpu_flags = click.option(
     "--cpu-flags",

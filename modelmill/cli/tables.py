@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modelmill.line.page_cross import lines
-from modelmill.line.report import Deployment, Finding, Report
+from modelmill.line.report import FLOAT, Deployment, Finding, Report
 
 NUMBER = re.compile(r"[-+?]?[\d.,]*( \w?i?B)?$")
 WIDTH = 140  # where the output is no terminal: no cell may be cut
@@ -84,9 +84,10 @@ def _row(report: Report, d: Deployment) -> tuple[str, ...]:
     if d.score.deployed is None or d.score.deployed_same is None:
         base = f"{report.float_score['score_same']:.4f}"
         return (d.target, "simulated", simulated, "", base, *[""] * 4, size(d.bytes))
-    assert d.agreement is not None
     times = ["emulated", "", ""]
-    if d.latency_ms is not None and d.float_latency_ms is not None and d.speedup is not None:
+    if d.precision == FLOAT and d.float_latency_ms is not None:
+        times = ["stays float", f"{d.float_latency_ms.p50:.3f}", ""]
+    elif d.latency_ms is not None and d.float_latency_ms is not None and d.speedup is not None:
         speedup = f"{d.speedup.ratio:.2f} {d.speedup.verdict}"
         times = [f"{d.latency_ms.p50:.3f}", f"{d.float_latency_ms.p50:.3f}", speedup]
     return (
@@ -96,7 +97,7 @@ def _row(report: Report, d: Deployment) -> tuple[str, ...]:
         f"{d.score.deployed_same - d.score.simulated:+.4f}",
         f"{report.float_score['score']:.4f}",
         *times,
-        _share(d.agreement.mismatched, d.agreement.elements),
+        "" if d.agreement is None else _share(d.agreement.mismatched, d.agreement.elements),
         size(d.bytes),
     )
 

@@ -13,16 +13,17 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from modelmill import ir, plugins, tasks
 from modelmill.line import deploy
 from modelmill.line.convert import engine_file
 from modelmill.line.deploy import Scored
-from modelmill.line.job import Job
+from modelmill.line.job import FLOAT_ARTIFACT, Job
 from modelmill.line.manifest import recipe_from, recipe_json
-from modelmill.line.quantize import Quantized, Recipe, Where, quantize_all
-from modelmill.line.report import ReconstructionReport
+from modelmill.line.quantize import Quantized, Recipe, Reconstruction, Where, quantize_all
+from modelmill.line.report import FLOAT, ReconstructionReport
 from modelmill.line.show import Advance
 from modelmill.line.store import Json, file_hash, key_of
 from modelmill.numerics import parse_precision
@@ -31,16 +32,33 @@ from modelmill.quant.reconstruct import Reconstructed, Workplace
 from modelmill.targets import Target
 
 CALIBRATION_BATCH = 64
+# What a reconstruction may take; "normal" is what its class says. docs/benchmarks/low_bit.md
+EFFORTS: dict[str, dict[str, Any]] = {
+    "quick": {"iterations": 60, "tune": 0},
+    "normal": {},
+    "high": {"iterations": 300, "tune": 1000},
+}
 LOW_BITS = 8  # with fewer the recipe keeps no layer in float: the bits were asked for
+UNQUANTIZED: Json = {
+    "seconds": 0.0, "plan": None, "verdicts": [], "protected": [], "layers": [],
+    "reconstruction": None, "simulated": None, "files": [], "units": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A way of quantizing: its name ("round", "qdrop" ...), the recipe, what the plan is for."""
+    """A way of quantizing: its name ("round", "qdrop" ...), the recipe, what the plan is for; the
+    one of the name `FLOAT` quantizes nothing.
+    """
 
     name: str
     recipe: Recipe
     where: Where
+
+    @property
+    def floats(self) -> bool:
+        """Whether the float model is deployed as it is."""
+        return self.name == FLOAT
 
     def to_json(self) -> Json:
         """As the manifest keeps it."""
@@ -49,7 +67,11 @@ class Attempt:
 
     def place(self, file: str) -> str:
         """Where a file lies that gets the name `file` if this attempt is kept."""
-        return f"cache/attempts/{self.name}/{file}"
+        return file if self.floats else f"cache/attempts/{self.name}/{file}"
+
+    def artifact(self, target: str) -> str:
+        """Name of the ONNX file that a target's engine gets."""
+        return FLOAT_ARTIFACT if self.floats else artifact(target)
 
 
 def attempt_from(held: Json) -> Attempt:
@@ -77,7 +99,13 @@ def with_algorithm(recipe: Recipe, name: str, where: Where, seed: int) -> Recipe
     kind = plugins.load("modelmill.quant", name)
     if isinstance(recipe.reconstruct, kind):
         return recipe
-    return replace(recipe, reconstruct=kind(seed=seed))
+    return replace(recipe, reconstruct=learned_by(kind, recipe.effort, seed))
+
+
+def learned_by(kind: type[Reconstruction], effort: str, seed: int) -> Reconstruction:
+    """The step of that kind at that effort."""
+    known = {field.name for field in fields(kind)}
+    return kind(seed=seed, **{k: n for k, n in EFFORTS[effort].items() if k in known})
 
 
 def artifact(target: str) -> str:
@@ -92,6 +120,8 @@ def quantized(
 
     `first`: of a build, which gives the step its plain name.
     """
+    if attempt.floats:
+        return {name: dict(UNQUANTIZED) for name in chosen}
     batches = calibration(job)
     made: dict[str, Quantized] = {}
     alone = attempt.recipe.reconstruct is not None
@@ -235,7 +265,8 @@ def score(job: Job, target: Target, attempt: Attempt, log: Json, first: bool = T
     if target.runtime is None:
         held = log["deployment"]
         return Scored(held["score"]["simulated"], held["seconds"]["evaluate"])
-    runtime, path = target.runtime, job.store.path(attempt.place(artifact(target.name)))
+    runtime = target.runtime
+    path = job.store.path(attempt.place(attempt.artifact(target.name)))
     ran: list[Scored] = []
 
     def compute() -> tuple[Json, dict[str, bytes]]:

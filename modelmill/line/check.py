@@ -73,6 +73,7 @@ def check(
     flags: Sequence[str] | None = None,
     keep_float: Sequence[str] = (),
     card: str | Path | Card | None = None,
+    first_last_bits: int = 8,
 ) -> Checked:
     """Read a target's rules against a model.
 
@@ -83,15 +84,17 @@ def check(
         flags: CPU flags of the machine that will run it, as in /proc/cpuinfo; None: this machine.
         keep_float: names of nodes that are to stay in float.
         card: needed for a PyTorch network alone.
+        first_last_bits: of the first and the last layers; 0: as many as the others.
 
     Raises:
-        ValueError: the model cannot be read, or no such target or precision.
+        ValueError: the model cannot be read, or no such target, precision or bits.
     """
     chosen = at_precision(load_target(target), precision)
     graph = open_graph(model, card)
     unknown = tuple(executor.unsupported(graph))
     graph = prepare_graph(graph)
-    where = Where(precision, None if flags is None else tuple(flags), frozenset(keep_float))
+    known = None if flags is None else tuple(flags)
+    where = Where(precision, known, frozenset(keep_float), first_last_bits)
     planned = where.plan(graph, chosen)
     weighted = {
         node.name for node in ir.nodes(graph) if node.op_type in HEAVY and _has_weights(node)

@@ -17,17 +17,11 @@ def float_file(job: Job, runtime: str) -> Path:
     Raises:
         DeploymentError: see `engine_file`.
     """
-    # One for each engine, where the name of a target says which it is.
-    stem = f"float-{Path(runtime).stem if runtime.endswith('.py') else runtime}"
-    return engine_file(job, runtime, job.store.path(FLOAT_ARTIFACT), stem)[0]
+    return engine_file(job, runtime, job.store.path(FLOAT_ARTIFACT))[0]
 
 
-def engine_file(
-    job: Job, runtime: str, source: Path, stem: str | None = None
-) -> tuple[Path, float]:
+def engine_file(job: Job, runtime: str, source: Path) -> tuple[Path, float]:
     """The file for `runtime` of an ONNX artifact of this build, and the seconds its making took.
-
-    `stem` names it; None: as the artifact.
 
     Raises:
         DeploymentError: the engine is missing, or its converter refused, crashed or hung.
@@ -36,7 +30,10 @@ def engine_file(
     suffix = load_runtime(platform.runtime).suffix
     if suffix == ".onnx":
         return source, 0.0
-    name = f"{stem or source.stem}{suffix}"
+    stem = source.stem
+    if source == job.store.path(FLOAT_ARTIFACT):  # one for each engine, which no target's name says
+        stem = f"float-{Path(runtime).stem if runtime.endswith('.py') else runtime}"
+    name = f"{stem}{suffix}"
 
     def compute() -> tuple[Json, dict[str, bytes]]:
         start = time.perf_counter()

@@ -10,6 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from modelmill.latency import Latency, compare, measure
 from modelmill.line.agreement import Agreement, exposed
 from modelmill.line.convert import engine_file, float_file, size
 from modelmill.line.cross import kept
-from modelmill.line.job import Job
+from modelmill.line.job import FLOAT_ARTIFACT, Job
 from modelmill.line.quantize import Quantized
 from modelmill.line.report import (
+    FLOAT,
     SIMULATED,
     AgreementReport,
     Deployment,
@@ -106,21 +108,20 @@ def simulate_and_compare(job: Job, target: Target, artifact: Path) -> tuple[Scor
     return simulated, agreement
 
 
-def time_against_float(
+def time_in_turns(
     job: Job, runtime: str, paths: Mapping[str, Path], feeds: Mapping[str, np.ndarray]
-) -> tuple[Latency, Latency, RemoteFacts]:
-    """Latency of the files "float" and "quantized" on one engine, one thread, in turns; and what
-    the latter ran.
-    """
+) -> tuple[dict[str, Latency], RemoteFacts]:
+    """Latency of each file on one engine, one thread, in turns; and what the last of them ran."""
     options = job.session(1, job.source.scoring_batch(1))
-    with (
-        open_session(runtime, paths["float"], options) as reference,
-        open_session(runtime, paths["quantized"], options) as candidate,
-    ):
-        found = measure({"float": reference, "quantized": candidate}, dict(feeds), job.effort)
-        executed = tuple(candidate.executed())
-        facts = RemoteFacts(candidate.version, candidate.peak_memory_mib(), executed)
-    return found["float"], found["quantized"], facts
+    with ExitStack() as stack:
+        sessions = {
+            kind: stack.enter_context(open_session(runtime, path, options))
+            for kind, path in paths.items()
+        }
+        found = measure(sessions, dict(feeds), job.effort)
+        last = list(sessions.values())[-1]
+        facts = RemoteFacts(last.version, last.peak_memory_mib(), tuple(last.executed()))
+    return found, facts
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,10 @@ def agreement_report(agreement: Agreement) -> AgreementReport:
     )
 
 
-def latency_report(latency: Latency) -> LatencyReport:
-    """Quantiles in ms, rounded to 0.1 us."""
+def latency_report(latency: Latency | None) -> LatencyReport | None:
+    """Quantiles in ms, rounded to 0.1 us; None where nothing was timed."""
+    if latency is None:
+        return None
     return LatencyReport(
         p50=round(latency.p50_ms, 4),
         p90=round(latency.p90_ms, 4),
@@ -197,8 +200,12 @@ def latency_report(latency: Latency) -> LatencyReport:
     )
 
 
-def speedup_report(reference: Latency, candidate: Latency, seed: int) -> SpeedupReport:
-    """Ratio of medians, its interval and the verdict."""
+def speedup_report(
+    reference: Latency | None, candidate: Latency | None, seed: int
+) -> SpeedupReport | None:
+    """Ratio of medians, its interval and the verdict; None where not both were timed."""
+    if reference is None or candidate is None:
+        return None
     found = compare(reference, candidate, seed)
     return SpeedupReport(
         round(found.ratio, 4), round(found.low, 4), round(found.high, 4), found.verdict
@@ -224,6 +231,7 @@ def deployment(
 ) -> tuple[Json, dict[str, bytes]]:
     """Everything about one artifact on one engine: the Deployment as JSON, and its details file.
 
+    qdq: its ONNX file, or that of the float model, which has no codes to compare and no other time.
     log: of its quantization. scored: its score; without what it was computed from it is done again.
 
     Raises:
@@ -231,6 +239,7 @@ def deployment(
     """
     runtime = target.runtime
     assert runtime is not None
+    floats = qdq == job.store.path(FLOAT_ARTIFACT)
     path, converted = engine_file(job, runtime, qdq)
     start = time.perf_counter()
     deployed, peak, before = scored.found, scored.peak_mib, scored.seconds
@@ -240,6 +249,7 @@ def deployment(
     simulated, agreement = simulate_and_compare(job, target, qdq)
     evaluated = before + time.perf_counter() - start
     timed, facts = _timed(job, target, path)
+    reference, candidate = timed.get("float"), timed.get("quantized")
     details = {
         "target": target.name,
         "tensors": tensor_rows(agreement),
@@ -255,18 +265,16 @@ def deployment(
         target=target.name,
         runtime=runtime,
         version=facts.version,
-        precision=job.options.precision,
+        precision=FLOAT if floats else job.options.precision,
         artifact=f"artifacts/{path.name}",
         bytes=size(path),
         score=score_report(deployed, simulated, job.source),
-        agreement=agreement_report(agreement),
-        latency_ms=latency_report(timed["quantized"]) if timed else None,
-        float_latency_ms=latency_report(timed["float"]) if timed else None,
-        speedup=speedup_report(timed["float"], timed["quantized"], job.options.seed)
-        if timed
-        else None,
+        agreement=None if floats else agreement_report(agreement),
+        latency_ms=latency_report(candidate or reference),
+        float_latency_ms=latency_report(reference),
+        speedup=speedup_report(reference, candidate, job.options.seed),
         peak_memory_mib=round(max(peak, facts.peak_memory_mib), 1),
-        fallback_ops=fallbacks(target, log["verdicts"], facts.executed),
+        fallback_ops=() if floats else fallbacks(target, log["verdicts"], facts.executed),
         seconds={"convert": converted, "evaluate": round(evaluated, 3)},
         qdq=f"artifacts/{qdq.name}",
     )
@@ -276,7 +284,9 @@ def deployment(
 
 
 def _timed(job: Job, target: Target, path: Path) -> tuple[dict[str, Latency], RemoteFacts]:
-    """Latencies of "float" and "quantized", none of an emulator; and what the engine ran."""
+    """Latencies of "float" and "quantized", of "float" alone where `path` is that, none of an
+    emulator; and what the engine ran.
+    """
     assert target.runtime is not None
     if target.emulated:
         options = job.session(1, job.source.scoring_batch(1))
@@ -286,8 +296,9 @@ def _timed(job: Job, target: Target, path: Path) -> tuple[dict[str, Latency], Re
     with job.show.step(f"time {target.name}"):
         feeds = _one_batch(job.source, job.images.evaluation)
         paths = {"float": float_file(job, target.runtime), "quantized": path}
-        reference, candidate, facts = time_against_float(job, target.runtime, paths, feeds)
-    return {"float": reference, "quantized": candidate}, facts
+        if path == paths["float"]:
+            del paths["quantized"]
+        return time_in_turns(job, target.runtime, paths, feeds)
 
 
 def simulation(

@@ -15,6 +15,7 @@ from modelmill.line import mixed
 from modelmill.line.attempt import Attempt, attempt_from, with_algorithm
 from modelmill.line.deploy import Scored
 from modelmill.line.job import Job
+from modelmill.line.mixed import Found
 from modelmill.line.options import SEARCHED
 from modelmill.line.quantize import Recipe, Where
 from modelmill.line.report import AttemptReport
@@ -141,9 +142,7 @@ def _climb(job: Job, target: Target, base: float, best: Kept) -> Kept:
 
 
 def _search(job: Job, target: Target, base: float, best: Kept) -> Kept:
-    """Of the candidates of a search for bits the cheapest that meets the limit; where none does,
-    the best of all that was tried.
-    """
+    """What a search for bits leads to: one of its candidates, or float where that is fastest."""
     try:
         found = mixed.search(job, target, best.attempt)
     except OutputError:
@@ -153,6 +152,18 @@ def _search(job: Job, target: Target, base: float, best: Kept) -> Kept:
             raise
         failed = AttemptReport("mixed", None, None, None, 0.0, failed=str(error))
         return replace(best, tried=(*best.tried, failed))
+    if found.floats:
+        tried = _try(job, target, found.floating(), base, best)
+        kept = tried if tried.log else replace(best, tried=tried.tried)  # empty: it failed
+    else:
+        kept = _bisect(job, target, found, base, best)
+    return replace(kept, log={**kept.log, "search": found.with_kept(kept.attempt.name)})
+
+
+def _bisect(job: Job, target: Target, found: Found, base: float, best: Kept) -> Kept:
+    """Of the candidates the cheapest that meets the limit; where none does, the best of all that
+    was tried.
+    """
     cheapest: Kept | None = None
     low, high, at = 0, found.count, found.start()
     while low < high:
@@ -168,8 +179,7 @@ def _search(job: Job, target: Target, base: float, best: Kept) -> Kept:
         else:
             low = at + 1
         at = (low + high) // 2
-    kept = best if cheapest is None else replace(cheapest, tried=best.tried)
-    return replace(kept, log={**kept.log, "search": found.with_kept(kept.attempt.name)})
+    return best if cheapest is None else replace(cheapest, tried=best.tried)
 
 
 def _try(job: Job, target: Target, attempt: Attempt, base: float, best: Kept) -> Kept:

@@ -23,7 +23,7 @@ from modelmill import tasks
 from modelmill.line.causes import ROUNDING, SUMS, EngineCause, TensorCause, causes_of, engine_causes
 from modelmill.line.cross import likeness
 from modelmill.line.remedy import Remedy, build_again, keep_in_float, together
-from modelmill.line.report import Finding
+from modelmill.line.report import FLOAT, Finding
 from modelmill.line.show import SILENT, Show
 from modelmill.line.twin import Built, Twin, base_of, load_twin, read_build, value_of
 from modelmill.quant.ablate import (
@@ -149,6 +149,11 @@ def explain(
             "deployment failed", built.target.name, built.deployment.failed, build_again(built)
         )
         return replace(found, findings=(failed,), accepted=False, seconds=_since(start))
+    if built.deployment.precision == FLOAT:
+        note = "the float model is deployed: nothing is quantized, so there is nothing to explain"
+        refusals = _refusals(built, found, "")
+        notes, accepted = (note,), not refusals
+        return replace(found, findings=tuple(refusals), notes=notes, accepted=accepted)
     found = _account(built, found, (images, limit, layers), show)
     return replace(found, seconds=_since(start))
 

@@ -35,17 +35,19 @@ def file_records(report: Report, options: BuildOptions, store: Store, build: str
 def _facts(report: Report, d: Deployment, build: str) -> list[Record]:
     if d.simulated:
         return []  # nothing was measured
-    assert d.score is not None and d.agreement is not None
+    assert d.score is not None
     latency, score = d.latency_ms, d.score
     metric, base = report.metric, report.float_score
     numbers: list[Number] = [
         (metric, score.deployed or 0.0, "fraction", score.n, {"metrics": score.metrics}),
         (f"simulated_{metric}", score.simulated, "fraction", score.simulated_n, {}),
         (f"float_{metric}", base["score"], "fraction", base["n"], {}),
-        ("mismatched_codes", d.agreement.mismatched, "elements", d.agreement.elements, {}),
         ("peak_memory_mib", d.peak_memory_mib or 0.0, "MiB", 1, {}),
         ("artifact_bytes", d.bytes, "bytes", 1, {}),
     ]
+    if d.agreement is not None:
+        codes = d.agreement
+        numbers.append(("mismatched_codes", codes.mismatched, "elements", codes.elements, {}))
     numbers += _times(d)
     machine, when = this_machine(), utc_now()
     common = {"target": d.target, "precision": d.precision, "model": report.model["name"]}
@@ -72,12 +74,14 @@ def _facts(report: Report, d: Deployment, build: str) -> list[Record]:
 
 
 def _times(d: Deployment) -> list[Number]:
-    """Latencies and their ratio; none of an emulator."""
-    if d.latency_ms is None or d.float_latency_ms is None or d.speedup is None:
+    """Latencies, and their ratio where there are two; none of an emulator."""
+    if d.latency_ms is None or d.float_latency_ms is None:
         return []
     latency, reference, speedup = d.latency_ms, d.float_latency_ms, d.speedup
-    return [
+    found: list[Number] = [
         ("latency_p50_ms", latency.p50, "ms", latency.n, asdict(latency)),
         ("float_latency_p50_ms", reference.p50, "ms", reference.n, asdict(reference)),
-        ("speedup", speedup.ratio, "ratio", latency.n, {"verdict": speedup.verdict}),
     ]
+    if speedup is not None:
+        found.append(("speedup", speedup.ratio, "ratio", latency.n, {"verdict": speedup.verdict}))
+    return found

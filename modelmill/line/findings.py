@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from modelmill.line.report import AgreementReport, Deployment, Finding, Report
+from modelmill.line.report import FLOAT, AgreementReport, Deployment, Finding, Report
 from modelmill.line.store import Json
 
 WEAK_LAYER_DB = 10.0  # below this more than a tenth of a value's energy is noise
@@ -91,6 +91,8 @@ def _remarks(report: Report, d: Deployment, log: Json) -> list[Finding]:
     if log.get("simulated"):
         advice = f"modelmill check MODEL -t {d.target} --precision {d.precision}"
         found.append(Finding("simulated only", d.target, log["simulated"], advice))
+    if d.precision == FLOAT:
+        found.append(_fastest(d.target, log.get("search")))
     if d.agreement is None:
         return found
     if d.agreement.mismatched:
@@ -121,6 +123,18 @@ def _remarks(report: Report, d: Deployment, log: Json) -> list[Finding]:
         advice = f"modelmill check MODEL -t {d.target}"
         found.append(Finding("operators left in float by plan", d.target, why, advice))
     return found
+
+
+def _fastest(target: str, search: Json | None) -> Finding:
+    """Why the float model is deployed; `search`: None where an earlier build has decided that."""
+    why = "an earlier build found nothing on integers that is as fast"
+    if search is not None:
+        quantized, base = search["uniform"]["ms"], search["chosen"]["ms"]
+        why = (
+            f"int8 takes {quantized / base:.2f} times as long ({quantized:.3g} ms, float "
+            f"{base:.3g} ms), and fewer layers on int8 do not help"
+        )
+    return Finding("float is the fastest here", target, why, "")
 
 
 def _parting(report: Report, target: str, a: AgreementReport) -> Finding:

@@ -16,6 +16,7 @@ from modelmill.line.attempt import Attempt, calibration, inputs_of, with_algorit
 from modelmill.line.job import Job
 from modelmill.line.options import SEARCHED
 from modelmill.line.quantize import Where
+from modelmill.line.report import FLOAT
 from modelmill.line.rewrite import rewritten
 from modelmill.line.show import Advance
 from modelmill.line.store import Json, key_of
@@ -46,6 +47,15 @@ class Found:
     def proven(self) -> bool:
         """Whether what the search chose has been timed, not only predicted."""
         return bool(self.held["objective"] == "latency")
+
+    @property
+    def floats(self) -> bool:
+        """Whether nothing on integers is as fast as the float model, both timed as a whole."""
+        return self.proven and bool(self.held["answer"] == FLOAT)
+
+    def floating(self) -> Attempt:
+        """The float model as an attempt."""
+        return replace(self.base, name=FLOAT)
 
     def start(self) -> int:
         """The candidate to try first: what the search would choose, else the middle."""

@@ -12,7 +12,7 @@ from typing import Any
 
 VERSION = 2
 SIMULATED = "simulated"
-FLOAT = "float"  # what the float model is called among the deployments
+FLOAT = "float"  # what the float model is called among the deployments and the attempts
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ class Deployment:
     the engine's own file, was made from; exports (+): files for the target's toolchain. failed (+):
     None, or why there is no result; then the other facts are None. attempts (+): what was tried, in
     order, at least one. reconstruction (+): of the kept one, None where it rounds to the nearest.
+    precision "float": the float model is the fastest here; then there are no codes, and the two
+    latencies are one.
     """
 
     target: str

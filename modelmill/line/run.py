@@ -45,7 +45,7 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
     chosen = {target.name: target for target in asked}
     check_engines(asked, options)
     source = load_source(options.model, options.card)
-    recipe = options.recipe or default_recipe(source.task.name)
+    recipe = options.recipe or replace(default_recipe(source.task.name), effort=options.effort)
     options = o = replace(options, recipe=recipe)
     images = load_images(source, o.data, o.calib, o.calibrate, o.limit, o.seed, o.transform)
     store = Store(options.out, options.resume)
@@ -178,7 +178,7 @@ def _deploy(
     except DeploymentError as error:
         job.show.say(f"{name} failed: {error}")
         attempt.keep(job, kept[name].attempt, kept[name].log)
-        return _failed(job, target, kept[name].log, str(error))
+        return _failed(job, target, kept[name], str(error))
     seconds = {"quantize": held.log["seconds"], **found["seconds"]}
     return replace(
         deployment_from_json({**found, "seconds": seconds}),
@@ -189,7 +189,7 @@ def _deploy(
 
 def _on_engine(job: Job, target: Target, held: Kept) -> Json:
     """The Deployment, as JSON, of the attempt that is kept."""
-    path = job.store.path(attempt.artifact(target.name))
+    path = job.store.path(held.attempt.artifact(target.name))
     inputs = {
         **job.key,
         "target": repr(target),
@@ -203,9 +203,9 @@ def _on_engine(job: Job, target: Target, held: Kept) -> Json:
     )
 
 
-def _failed(job: Job, target: Target, log: Json, why: str) -> Deployment:
+def _failed(job: Job, target: Target, held: Kept, why: str) -> Deployment:
     """A deployment without a result."""
-    runtime, file = target.runtime or "", attempt.artifact(target.name)
+    runtime, file = target.runtime or "", held.attempt.artifact(target.name)
     return Deployment(
         target=target.name,
         runtime=runtime,
@@ -213,7 +213,7 @@ def _failed(job: Job, target: Target, log: Json, why: str) -> Deployment:
         precision=job.options.precision,
         artifact=file,
         bytes=job.store.path(file).stat().st_size,
-        seconds={"quantize": log["seconds"]},
+        seconds={"quantize": held.log["seconds"]},
         failed=why,
         qdq=file,
     )

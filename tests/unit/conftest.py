@@ -93,10 +93,11 @@ def quick() -> Iterator[None]:
     """Latencies are measured with real engines but in a fraction of the usual time."""
     from modelmill.latency import Effort, measure
     from modelmill.line import bench, deploy
+    from modelmill.search import cost
 
     least = Effort(blocks=3, block_ms=3.0, warmups=1, rounds=1)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (deploy, bench):
+        for module in (deploy, bench, cost):
             patch.setattr(module, "measure", lambda s, f, effort: measure(s, f, least))
         yield
 

@@ -122,3 +122,12 @@ def test_few_bits_are_explained(tiny, precision, said):
     found = check(tiny.model, "ort_cpu", precision=precision)
     assert found.accepted and said in " ".join(found.notes)
     assert found.runtime == ("onnxruntime" if precision == "w4a8" else "simulated")
+
+
+def test_first_and_last_layers_like_the_others(tiny):
+    """Of three layers one is in the middle; 0 takes the exception from the other two."""
+    for first_last, few in ((8, 1), (0, 3)):
+        found = check(tiny.model, "ort_cpu", precision="w4a8", first_last_bits=first_last)
+        assert any(f"{few} of 3 layers" in note for note in found.notes)
+    with pytest.raises(ValueError, match="first-last-bits"):
+        check(tiny.model, "ort_cpu", precision="w4a8", first_last_bits=9)
