@@ -21,7 +21,8 @@ from modelmill.quant.ranges import choose_range
 
 WEIGHT_SHRINK = np.linspace(1.0, 0.8, 11)  # below 0.8 no 8-bit or 7-bit weight tensor gains
 FEW_BITS = 6  # from here on down each end of the range is sought, and further in
-FEW_BITS_SHRINK = np.linspace(1.0, 0.3, 15)
+FEW_BITS_SHRINK = np.linspace(1.0, 0.3, 71)
+PAIRED_SHRINK = np.linspace(1.0, 0.3, 15)  # where each end has its own
 POWERS_OF_TWO = np.array([1.0, 0.5, 0.25])  # the exponent that covers a weight, and two below
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # their second input, if constant, is a weight
 BIAS_BITS = 32
@@ -187,7 +188,8 @@ def _best_ends(
     """Per row the shares of its two ends with the smallest squared error; one share where the
     format is symmetric.
     """
-    shares = POWERS_OF_TWO if spec.power_of_two else FEW_BITS_SHRINK
+    shares = FEW_BITS_SHRINK if spec.symmetric else PAIRED_SHRINK
+    shares = POWERS_OF_TWO if spec.power_of_two else shares
     pairs = [(a, a) for a in shares] if spec.symmetric else [(a, b) for a in shares for b in shares]
     best, found = np.full(len(rows), np.inf), np.ones((2, len(rows)))
     for a, b in pairs:
