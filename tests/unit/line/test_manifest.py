@@ -17,7 +17,7 @@ ASKED = {
     "targets": ["ort_cpu", "openvino_cpu"], "precision": "w8a8", "calibrate": 17, "limit": 5,
     "max_drop": 0.25, "seed": 3, "flags": ["avx2"], "keep_float": ["conv1"], "simulate": 4,
     "timeout_s": 9.0, "allow_fallback": True, "algorithm": "qdrop", "first_last_bits": 0,
-    "memory": 2**29, "objective": "latency",
+    "memory": 2**29, "objective": "latency", "effort": "high",
 }  # fmt: skip
 
 
@@ -34,13 +34,13 @@ def test_every_option_comes_back(tmp_path):
         model="m.onnx", card="c.json", data="d.npz", targets=("ort_cpu", "openvino_cpu"),
         out=tmp_path / "out", calibrate=17, limit=5, max_drop=0.25, seed=3, flags=("avx2",),
         keep_float=("conv1",), simulate=4, timeout_s=9.0, allow_fallback=True, recipe=RECIPE,
-        algorithm="qdrop", first_last_bits=0, memory=2**29, objective="latency",
+        algorithm="qdrop", first_last_bits=0, memory=2**29, objective="latency", effort="high",
     )  # fmt: skip
 
 
 def test_a_manifest_from_before_there_were_algorithms(tmp_path):
     """It rounded to the nearest, whatever the drop: run again it must do just that."""
-    new = ("algorithm", "first_last_bits", "memory", "objective")
+    new = ("algorithm", "first_last_bits", "memory", "objective", "effort")
     asked = {k: v for k, v in ASKED.items() if k not in new}
     recipe = {k: v for k, v in asdict(RECIPE).items() if k != "reconstruct"}
     found = options_from(written(tmp_path, options=asked, recipe=recipe), tmp_path / "out")
