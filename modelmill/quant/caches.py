@@ -67,8 +67,8 @@ class Cache:
         self._rows: Tensor | None = None
         self._size, self._path = 0, None  # type: int, Path | None
 
-    def append(self, x: Tensor) -> None:
-        """The next rows, in order.
+    def append(self, x: Tensor, where: Tensor | None = None) -> None:
+        """The next rows, in order, or the rows `where`.
 
         Raises:
             ValueError: no room in memory or on disk.
@@ -78,12 +78,14 @@ class Cache:
         if self._rows is None:
             self._open(tuple(held.shape[1:]), torch.float16 if small else torch.float32)
         elif not small and self._rows.dtype == torch.float16:
-            before = self._rows[: self.filled].float()
+            before = self._rows.float()
             self.release()
             self._open(tuple(held.shape[1:]), torch.float32)
-            self._rows[: self.filled] = before
+            self._rows[:] = before
         assert self._rows is not None
-        self._rows[self.filled : self.filled + len(held)] = held
+        if where is None:
+            where = torch.arange(self.filled, self.filled + len(held))
+        self._rows[where] = held.to(self._rows.dtype)
         self.filled += len(held)
 
     def _open(self, shape: tuple[int, ...], kind: torch.dtype) -> None:

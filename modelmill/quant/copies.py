@@ -2,7 +2,8 @@
 
 The tuning of a whole network asks the float network what it would have said, not a label, so any
 picture like those that will come teaches something; from a thousand alone it learns too little.
-Every second copy is mirrored; all but the first are shifted by up to a tenth, borders reflected.
+Every second copy is mirrored; from number 2 on they are shifted, by up to a tenth, with reflected
+borders.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ REACH = 10  # shifts go up to one in so many pixels
 
 
 def copy(x: Tensor, number: int, seed: int) -> Tensor:
-    """Copy `number`, from 1 on, of images of shape (N, C, H, W); the same seed gives the same."""
+    """Copy `number` of images of shape (N, C, H, W), 0 the images; the same seed gives the same."""
     made = x.flip(3) if number % 2 else x
-    if number == 1:
+    if number < 2:
         return made
     generator = torch.Generator().manual_seed(seed + number)
     height, width = x.shape[2:]

@@ -182,43 +182,46 @@ class _Run:
         Raises:
             ValueError: no image, or no room.
         """
-        kept: dict[str, list[Tensor]] = {}
-        for feeds in batches:
-            for name, array in feeds.items():
-                kept.setdefault(name, []).append(torch.from_numpy(np.array(array)))
-        if not kept:
+        sizes = [len(next(iter(feeds.values()))) for feeds in batches]
+        if not sizes:
             raise ValueError(
                 "reconstruction needs at least one image, found none; check --calib and --data"
             )
-        given = {name: torch.cat(parts) for name, parts in kept.items()}
-        count = len(next(iter(given.values())))
-        held_out = min(count // HELD_OUT, MOST_HELD_OUT)
-        first = count - (held_out - held_out % (self.batch or 1))
-        self.images, self.learned_on = count, first
-        for name, x in given.items():
-            self.float[name] = self.quantized[name] = cache = Cache(self.budget, count)
-            cache.append(x)
+        self.images = sum(sizes)
+        held_out = min(self.images // HELD_OUT, MOST_HELD_OUT)
+        held_out -= held_out % (self.batch or 1)
+        self.learned_on = self.images - held_out
+        places = torch.split(_places(self.images, held_out), sizes)
+        for feeds, where in zip(batches, places, strict=True):
+            for name, array in feeds.items():
+                if name not in self.float:
+                    self.float[name] = self.quantized[name] = Cache(self.budget, self.images)
+                self.float[name].append(torch.from_numpy(np.array(array)), where)
         if self.settings.fisher:
-            few = {name: x[: self.batch or FISHER_IMAGES] for name, x in given.items()}
+            first = slice(0, min(self.batch or FISHER_IMAGES, self.images))
+            few = {name: cache.rows(first) for name, cache in self.float.items()}
             outputs = {name for unit in self.units for name in unit.outputs}
             self.fisher = fisher(self.float_module, few, sorted(outputs), self.settings.seed)
 
     def multiply(self) -> None:
         """Copies of the images that are learned from, before those that judge."""
-        first, copies = self.learned_on, self.settings.copies
+        copies, seed = self.settings.copies, self.settings.seed
         names = self.units[-1].inputs
-        given = {name: self.float[name].rows(slice(0, self.images)) for name in names}
-        if copies < 2 or not all(map(copyable, given.values())):
+        pictures = all(copyable(self.float[name].rows(slice(0, 1))) for name in names)
+        if copies < 2 or not pictures:
             return
+        before, first = self.images, self.learned_on
         self.learned_on = first * copies
         self.images += self.learned_on - first
-        for name, x in given.items():
-            self.float[name].release()
-            self.float[name] = self.quantized[name] = cache = Cache(self.budget, self.images)
-            cache.append(x[:first])
-            for number in range(1, copies):
-                cache.append(copy(x[:first], number, self.settings.seed))
-            cache.append(x[first:])
+        for name in names:
+            held, made = self.float[name], Cache(self.budget, self.images)
+            for number in range(copies):
+                for at in range(0, first, CHUNK):
+                    x = held.rows(slice(at, min(at + CHUNK, first)))
+                    made.append(copy(x, number, seed + at))
+            made.append(held.rows(slice(first, before)))
+            held.release()
+            self.float[name] = self.quantized[name] = made
 
     def _chunks(self) -> Iterator[slice]:
         size = self.batch or CHUNK
@@ -386,6 +389,16 @@ class _Run:
                 if value is not None and value.name in self.weights:
                     ir.set_constant(made, node, index, self.weights[value.name])
         return made, encode_biases(made, self.plan.replace(self.encodings))
+
+
+def _places(images: int, held_out: int) -> Tensor:
+    """The row of each image: those held out are taken evenly, as data is often sorted by class, and
+    come last.
+    """
+    judges = torch.zeros(images, dtype=torch.bool)
+    judges[((torch.arange(held_out) + 0.5) * images / max(held_out, 1)).long()] = True
+    order = torch.cat([torch.nonzero(~judges).flatten(), torch.nonzero(judges).flatten()])
+    return torch.argsort(order)
 
 
 def _whole(graph: ir.Graph, units: Sequence[Unit]) -> Unit:

@@ -113,7 +113,7 @@ def test_options_of_the_recipe():
     text = page("docs/recipe.md")
     steps = [getattr(DEFAULT, field.name) for field in dataclasses.fields(DEFAULT)]
     learned = [plugins.load("modelmill.quant", name)() for name in ("adaround", "brecq", "qdrop")]
-    for step in [*filter(None, steps), *learned]:
+    for step in [*filter(dataclasses.is_dataclass, steps), *learned]:
         (row,) = [
             line for line in text.splitlines() if line.startswith(f"| `{type(step).__name__}`")
         ]
