@@ -72,6 +72,8 @@ W2A4, W2A4_HIGH = Row(CIFAR, "w2a4", "qdrop"), Row(CIFAR, "w2a4", "qdrop", "high
 W2A4_QUICK, W4A4_QUICK = (Row(CIFAR, bits, "qdrop", "quick") for bits in ("w2a4", "w4a4"))
 W4A4 = Row(CIFAR, "w4a4", "qdrop")
 SETS = {
+    "goals": (W2A4, W4A4_QUICK, W4A4),
+    "high": (W2A4_HIGH,),
     "w2a4": _all(CIFAR, "w2a4", W2A4_QUICK, W2A4_HIGH),
     "w4a4": _all(CIFAR, "w4a4", W4A4_QUICK),
     "w3a3": _all(CIFAR, "w3a3"),

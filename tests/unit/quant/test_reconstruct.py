@@ -240,9 +240,10 @@ def test_a_block_of_two_inputs(step, graph_from_text):
     rng = np.random.default_rng(0)
     graph = graph_from_text(
         """g (float[N,4,6,6] x, float[N,4,6,6] z) => (float[N,4,6,6] y) {
-          a = Conv(x, w1)  b = Conv(z, w2)  s = Add(a, b)  y = Relu(s)
+          a = Conv<pads=[1,1,1,1]>(x, w1)  b = Conv<pads=[1,1,1,1]>(z, w2)
+          s = Add(a, b)  y = Relu(s)
         }""",
-        w1=rng.normal(size=(4, 4, 1, 1)).astype("f"), w2=rng.normal(size=(4, 4, 1, 1)).astype("f"),
+        w1=rng.normal(size=(4, 4, 3, 3)).astype("f"), w2=rng.normal(size=(4, 4, 3, 3)).astype("f"),
     )  # fmt: skip
     batches = [{"x": images(1), "z": images(3)}]
     plan = planned(graph, batches, 2, 8)
