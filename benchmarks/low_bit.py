@@ -74,6 +74,11 @@ W4A4 = Row(CIFAR, "w4a4", "qdrop")
 SETS = {
     "goals": (W2A4, W4A4_QUICK, W4A4),
     "high": (W2A4_HIGH,),
+    "collapse": (
+        Row(MOBILE, "float", "float"),
+        Row(MOBILE, "w4a8", "round", ranges="minmax"),
+        Row(MOBILE, "w4a8", "qdrop"),
+    ),
     "w2a4": _all(CIFAR, "w2a4", W2A4_QUICK, W2A4_HIGH),
     "w4a4": _all(CIFAR, "w4a4", W4A4_QUICK),
     "w3a3": _all(CIFAR, "w3a3"),
