@@ -141,6 +141,7 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, help="of every simulated row; a rehearsal")
     parser.add_argument("--limit", type=int, help="images to score; a rehearsal")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "low_bit.json")
+    parser.add_argument("--held", action="store_true", help="run nothing, tell what FILE holds")
     parser.add_argument("--write", action="store_true", help="keep the table in docs/benchmarks")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -157,7 +158,9 @@ def main() -> int:
         if asked.iterations and row.algorithm in ALGORITHMS[1:] and not row.deployed:
             run = replace(row, iterations=asked.iterations)
         draws = seeds[:1] if row.algorithm == "float" else seeds
-        found[row] = [results.get(run, seed, asked.limit) for seed in draws]
+        held = [results.get(run, seed, asked.limit, not asked.held) for seed in draws]
+        found[row] = [facts for facts in held if facts is not None]
+    found = {row: facts for row, facts in found.items() if facts}
     verdicts = list(judge(found))
     rehearsed = asked.limit or asked.iterations
     publish(__file__, "Below eight bits", body(found, verdicts, bool(rehearsed)), asked.write)
@@ -171,12 +174,14 @@ class Results:
         self.path = path
         self.rows: list[Facts] = json.loads(path.read_text()) if path.is_file() else []
 
-    def get(self, row: Row, seed: int, limit: int | None) -> Facts:
-        """The facts of a row, measured now where the file has none."""
+    def get(self, row: Row, seed: int, limit: int | None, measure: bool) -> Facts | None:
+        """The facts of a row, measured now where the file has none, None if that is not wanted."""
         job = {"row": asdict(row), "seed": seed, "limit": limit}
         for facts in self.rows:
             if facts["job"] == job:
                 return facts
+        if not measure:
+            return None
         print(f"{row.model} {row.bits} {row.label}, seed {seed}", file=sys.stderr, flush=True)
         facts = deployed(row, seed, limit) if row.deployed else in_a_process(job)
         facts |= {"job": job, "versions": versions()}
