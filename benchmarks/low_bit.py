@@ -45,7 +45,7 @@ class Row:
     algorithm: float, one of ALGORITHMS. effort: as of `modelmill build`; iterations: per unit, in a
     rehearsal.
     ranges: how ranges are chosen before, mse or minmax. deployed: a build for ort_cpu, which takes
-    ranges and iterations as they come.
+    ranges and iterations as they come. equalized: channels are rescaled first, as a build does.
     """
 
     model: str
@@ -55,11 +55,13 @@ class Row:
     iterations: int | None = None
     ranges: str = "mse"
     deployed: bool = False
+    equalized: bool = False
 
     @property
     def label(self) -> str:
         ranges = f"{self.ranges} ranges, " if self.ranges != "mse" else ""
         where = "deployed" if self.deployed else "simulated"
+        ranges += "equalised, " if self.equalized else ""
         effort = f" {self.effort}" if self.effort != "normal" else ""
         return f"{ranges}{self.algorithm}{effort}, {where}"
 
@@ -71,6 +73,7 @@ def _all(model: str, bits: str, *more: Row) -> tuple[Row, ...]:
 W2A4, W2A4_HIGH = Row(CIFAR, "w2a4", "qdrop"), Row(CIFAR, "w2a4", "qdrop", "high")
 W2A4_QUICK, W4A4_QUICK = (Row(CIFAR, bits, "qdrop", "quick") for bits in ("w2a4", "w4a4"))
 W4A4 = Row(CIFAR, "w4a4", "qdrop")
+EQUALIZED = Row(MOBILE, "w4a8", "qdrop", equalized=True)
 SETS = {
     "goals": (W2A4, W4A4_QUICK, W4A4),
     "high": (W2A4_HIGH,),
@@ -78,6 +81,7 @@ SETS = {
         Row(MOBILE, "float", "float"),
         Row(MOBILE, "w4a8", "round", ranges="minmax"),
         Row(MOBILE, "w4a8", "qdrop"),
+        EQUALIZED,
     ),
     "w2a4": _all(CIFAR, "w2a4", W2A4_QUICK, W2A4_HIGH),
     "w4a4": _all(CIFAR, "w4a4", W4A4_QUICK),
@@ -121,6 +125,7 @@ MUSTS = (
     Must(W4A4_QUICK, 87.14, 40),
     Must(W4A4, 87.5, 180),
     Must(Row(MOBILE, "w4a8", "qdrop"), below_float=1.5),
+    Must(EQUALIZED, below_float=1.5),
     Must(Row(MOBILE, "w4a8", "qdrop", deployed=True), below_float=1.5),
     Must(Row(DETECTOR, "w4a8", "qdrop", deployed=True), 0.285),
 )
@@ -247,11 +252,13 @@ def _quantized(row: Row, seed: int, graph: Any, batches: Iterable[Facts]) -> tup
     import torch
 
     from modelmill import executor
+    from modelmill.ir import Plan
     from modelmill.line.attempt import learned_by
     from modelmill.line.quantize import Where
     from modelmill.quant.adaround import AdaRound
     from modelmill.quant.brecq import Brecq
     from modelmill.quant.calibrate import Calibrate, activation_names, encode
+    from modelmill.quant.equalize import Equalize
     from modelmill.quant.observe import observe
     from modelmill.quant.qdrop import QDrop
     from modelmill.targets import at_precision, load_target
@@ -260,6 +267,8 @@ def _quantized(row: Row, seed: int, graph: Any, batches: Iterable[Facts]) -> tup
     start = time.perf_counter()
     held = list(batches)
     decoded = time.perf_counter()
+    if row.equalized:
+        graph, _ = Equalize()(graph, Plan(), held)
     planned = Where(row.bits).plan(graph, target).plan
     statistics = observe(graph, activation_names(graph, planned), held)
     plan = encode(graph, planned, statistics, Calibrate(row.ranges, row.ranges, row.ranges))
