@@ -224,6 +224,8 @@ class _Work:
         self.masks = Masks(drop, self.generator)
         rates = [(parameters, rate) for parameters, rate in rates if parameters and rate]
         free = [p for parameters, _ in rates for p in parameters]
+        if not free:  # a plan without layers
+            return
         for p in free:
             p.requires_grad_()
         adam = torch.optim.Adam([{"params": p} for p, _ in rates], foreach=True)
