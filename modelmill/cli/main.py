@@ -69,6 +69,8 @@ EXTRAS = {
     "cv2": "detection",
     "pycocotools": "detection",
     "sklearn": "demo",
+    "fastapi": "serve",
+    "uvicorn": "serve",
 }
 
 
