@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from modelmill.line import charts
+from modelmill.line import charts, figures
 from modelmill.line.charts import Axis, Mark
+from modelmill.line.figures import Unit
 from modelmill.line.findings import WEAK_LAYER_DB
 from modelmill.line.options import SEARCHED
 from modelmill.line.page_cross import matrix
@@ -36,9 +37,7 @@ TELLING_FLAGS = (
     "sse4_1", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16",
     "amx_int8", "amx_tile", "asimd", "asimddp", "i8mm", "sve",
 )  # fmt: skip
-METRICS = {"top1": "top-1", "top5": "top-5", "ap50": "AP50", "ap75": "AP75", "ap": "AP"}
 KINDS = ("integer", "float", "conversion", "other")
-NO_BREAK = "\N{NO-BREAK SPACE}"
 HIGHEST_DB = 70.0  # the chart ends here; a value above is as good as lossless at 8 bits
 
 
@@ -61,7 +60,13 @@ def render(report: Report, store: Store, logs: Mapping[str, Json]) -> str:
     )
     unit = Unit(report.metric)
     environment.filters.update(
-        score=unit.score, delta=unit.delta, ms=_ms, si=_si, size=_size, times=_times, metric=_metric
+        score=unit.score,
+        delta=unit.delta,
+        ms=figures.ms,
+        si=figures.si,
+        size=figures.size,
+        times=figures.times,
+        metric=figures.metric,
     )
     environment.filters.update(share=_share, capitalize_first=_capitalized)
     environment.filters["markup"] = jinja2.filters.do_mark_safe  # only for text made by `charts`
@@ -93,34 +98,6 @@ def render(report: Report, store: Store, logs: Mapping[str, Json]) -> str:
 
 
 # Words and numbers
-
-
-@dataclass(frozen=True)
-class Unit:
-    """How the metric is written: shares of images in per cent, average precision as it is."""
-
-    metric: str
-
-    @property
-    def label(self) -> str:
-        return _metric(self.metric)
-
-    @property
-    def percent(self) -> bool:
-        return self.metric.startswith("top")
-
-    def score(self, value: float) -> str:
-        """87.30 %, or 0.3052."""
-        return f"{100 * value:.2f}{NO_BREAK}%" if self.percent else f"{value:.4f}"
-
-    def delta(self, value: float) -> str:
-        """A difference with its sign: −0.20, or −0.0021."""
-        text = f"{100 * value:+.2f}" if self.percent else f"{value:+.4f}"
-        return text.replace("-", "−") if float(text) else text.lstrip("+-")
-
-    def amount(self, value: float) -> str:
-        """A difference in words: 0.20 points, or 0.0021."""
-        return f"{100 * value:.2f} points" if self.percent else f"{value:.4f}"
 
 
 def headline(report: Report, unit: Unit) -> str:
@@ -188,39 +165,12 @@ def next_step(text: str) -> tuple[str, str]:
     return command, comma + words
 
 
-def _metric(name: str) -> str:
-    return METRICS.get(name, name)
-
-
 def _capitalized(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
 def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def _ms(value: float) -> str:
-    """Three significant digits, never scientific."""
-    digits = 2 - math.floor(math.log10(value)) if value > 0 else 2
-    return f"{value:.{min(max(digits, 0), 4)}f}"
-
-
-def _si(value: float) -> str:
-    """269 k, 40.6 M: three digits and a prefix."""
-    for power, prefix in ((9, "G"), (6, "M"), (3, "k")):
-        if value >= 10**power:
-            scaled = value / 10**power
-            return f"{scaled:.{0 if scaled >= 100 else 1 if scaled >= 10 else 2}f} {prefix}"
-    return f"{value:g}"
-
-
-def _size(n: float) -> str:
-    return f"{n / 2**20:.1f}{NO_BREAK}MiB" if n >= 2**20 else f"{n / 2**10:.0f}{NO_BREAK}KiB"
-
-
-def _times(value: float) -> str:
-    return f"{value:.2f}×"
 
 
 # What lies in the folder
@@ -387,8 +337,8 @@ def _latency(report: Report, details: Mapping[str, Json]) -> Chart | None:
     rows = []
     for (target, kind, flat), values in zip(samples, quantiles, strict=True):
         named = list(zip(("p50", "p90", "p99"), values, strict=True))
-        marks = [Mark(v, name, f"{target} {kind}: {name} {_ms(v)} ms") for name, v in named]
-        words = f"{' · '.join(f'{name} {_ms(v)}' for name, v in named)} ms"
+        marks = [Mark(v, name, f"{target} {kind}: {name} {figures.ms(v)} ms") for name, v in named]
+        words = f"{' · '.join(f'{name} {figures.ms(v)}' for name, v in named)} ms"
         svg = charts.durations(axis, flat, marks, kind)
         rows.append(Row(f"{target} {kind}", ((kind, words),), svg))
     return Chart(tuple(rows), charts.scale(axis, [f"{t:g}" for t in axis.ticks()], "ms"))
