@@ -17,6 +17,7 @@ ROW = 30  # px, height of one row of `differences`
 DURATION = 34  # px, height of one row of `durations`
 COLUMNS = 150  # px, height of the field of `columns`
 SCATTER = 220  # px, height of `scatter`
+HEAPS = 110  # px, height of `heaps`
 BINS = 100
 
 
@@ -186,15 +187,35 @@ def columns(
 
 @dataclass(frozen=True)
 class Spot:
-    """A mark in a field: its value along the width; the mark's own is its height."""
+    """A mark in a field: its value along the width, the mark's own is its height; whisker:
+    the ends of a line through it; link: where a click on it leads.
+    """
 
     across: float
     mark: Mark
+    whisker: tuple[float, float] | None = None
+    link: str = ""
 
 
-def scatter(across: Axis, up: Axis, spots: Sequence[Spot], texts: Sequence[str], label: str) -> str:
+@dataclass(frozen=True)
+class Stroke:
+    """A straight line in a field, from (across, up) to (across, up), in values."""
+
+    kind: str
+    start: tuple[float, float]
+    end: tuple[float, float]
+
+
+def scatter(
+    across: Axis,
+    up: Axis,
+    spots: Sequence[Spot],
+    texts: Sequence[str],
+    label: str,
+    strokes: Sequence[Stroke] = (),
+) -> str:
     """Dots in a field, the later ones above; texts are those of the ticks of `up`. The scale under
-    it is `scale(across, ...)`.
+    it is `scale(across, ...)`. The ends of strokes are put on the edge where they lie outside.
     """
     height = SCATTER
 
@@ -204,14 +225,41 @@ def scatter(across: Axis, up: Axis, spots: Sequence[Spot], texts: Sequence[str],
     drawn = []
     for value, text in zip(up.ticks(), texts, strict=True):
         drawn += [_line(0, y(value), 100, y(value), "grid"), _text(0, y(value) + 4, text, "left")]
+    for stroke in strokes:
+        (x1, y1), (x2, y2) = stroke.start, stroke.end
+        drawn.append(_line(across.at(x1), y(y1), across.at(x2), y(y2), stroke.kind))
     for spot in spots:
-        mark = spot.mark
-        drawn.append(
-            f'<circle class="{mark.kind}" cx="{across.at(spot.across):.2f}%" '
+        mark, x = spot.mark, across.at(spot.across)
+        if spot.whisker is not None:
+            low, high = spot.whisker
+            drawn.append(_line(x, y(low), x, y(high), f"whisker {mark.kind}"))
+        dot = (
+            f'<circle class="{mark.kind}" cx="{x:.2f}%" '
             f'cy="{y(mark.value):.1f}" r="{mark.radius}"><title>{escape(mark.title)}</title>'
             "</circle>"
         )
+        drawn.append(f'<a href="{escape(spot.link)}">{dot}</a>' if spot.link else dot)
     return svg(label, height, drawn)
+
+
+def heaps(
+    axis: Axis, edges: Sequence[float], counts: Sequence[int], kind: str, titles: Sequence[str]
+) -> str:
+    """A histogram that was counted already: counts (N,) between edges (N + 1,).
+
+    The fullest bin is as high as the field, and a bin with anything in it is seen.
+    """
+    height, most = HEAPS, max(counts, default=0)
+    drawn = [_line(0, height, 100, height, "axis")]
+    for low, high, count, title in zip(edges, edges[1:], counts, titles, strict=False):
+        if count:
+            x, tall = axis.at(low), max(2.0, (height - 4) * count / most)
+            drawn.append(
+                f'<rect class="{kind}" x="{x:.3f}%" y="{height - tall:.1f}" '
+                f'width="{axis.at(high) - x:.3f}%" height="{tall:.1f}"><title>{escape(title)}'
+                "</title></rect>"
+            )
+    return svg(f"histogram of {sum(counts):,} values", height, drawn)
 
 
 def parts(shares: Sequence[tuple[str, float, str]], label: str) -> str:

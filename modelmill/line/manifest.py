@@ -116,6 +116,7 @@ def manifest(
     }
     return {
         "version": VERSION,
+        "build": build_id(key),
         "options": {
             "model": _place(options.model),
             "card": _place(options.card) if not hasattr(options.card, "to_json") else None,

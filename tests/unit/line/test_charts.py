@@ -90,3 +90,35 @@ def test_parts_fill_the_bar() -> None:
         ("0.00%", "75.00%"),
         ("75.00%", "25.00%"),
     ]
+
+
+def test_a_scatter_has_strokes_whiskers_and_links() -> None:
+    axis = Axis(1, 100, log=True)
+    spots = [
+        charts.Spot(10, Mark(10, "a", "x<y"), whisker=(1, 100), link="/m?a=1&b=2"),
+        charts.Spot(1, Mark(100, "b", "plain")),
+    ]
+    texts = [f"{t:g}" for t in axis.ticks()]
+    root = parsed(
+        charts.scatter(axis, axis, spots, texts, "s", [charts.Stroke("d", (1, 1), (100, 100))])
+    )
+    lines = {line.get("class"): line for line in root.iter(f"{SVG}line")}
+    diagonal, whisker = lines["d"], lines["whisker a"]
+    assert (diagonal.get("x1"), diagonal.get("x2")) == ("0.00%", "100.00%")
+    assert float(diagonal.get("y1", "")) > float(diagonal.get("y2", ""))
+    assert whisker.get("x1") == whisker.get("x2") == "50.00%"
+    assert {whisker.get("y1"), whisker.get("y2")} == {diagonal.get("y1"), diagonal.get("y2")}
+    (link,) = root.iter(f"{SVG}a")
+    assert link.get("href") == "/m?a=1&b=2"
+    assert [c.get("cx") for c in root.iter(f"{SVG}circle")] == ["50.00%", "0.00%"]
+
+
+def test_heaps_are_as_high_as_their_counts() -> None:
+    root = parsed(charts.heaps(Axis(0, 4), [0, 1, 2, 4], [10, 0, 5], "float", ["a", "b", "c"]))
+    bars = list(root.iter(f"{SVG}rect"))
+    assert [(b.get("x"), b.get("width")) for b in bars] == [
+        ("0.000%", "25.000%"),
+        ("50.000%", "50.000%"),
+    ]
+    assert float(bars[0].get("height", "")) == 2 * float(bars[1].get("height", ""))
+    assert charts.heaps(Axis(0, 1), [0, 1], [0], "float", ["a"]).count("<rect") == 0
