@@ -44,6 +44,7 @@ from modelmill.ir.qdq import code_values, from_qdq, to_qdq, without_exposed
 from modelmill.ir.schema import operator_attributes, operator_names
 from modelmill.ir.single import single
 from modelmill.ir.statistics import NodeCost, Statistics, statistics
+from modelmill.ir.structure import from_skeleton, skeleton, structure
 from modelmill.ir.torch_import import from_torch
 
 __all__ = [
@@ -74,6 +75,7 @@ __all__ = [
     "fresh_name",
     "from_bytes",
     "from_qdq",
+    "from_skeleton",
     "from_torch",
     "infer_shapes",
     "inputs",
@@ -91,8 +93,10 @@ __all__ = [
     "set_constant",
     "shape",
     "single",
+    "skeleton",
     "static_shape",
     "statistics",
+    "structure",
     "to_bytes",
     "to_qdq",
     "used_once",

@@ -24,7 +24,7 @@ def fingerprint(graph: Graph) -> str:
     return _body(graph.graph, {}, graph.opset_imports, 0).hex()
 
 
-def _digest(parts: Iterable[bytes | str | int]) -> bytes:
+def digest(parts: Iterable[bytes | str | int]) -> bytes:
     hasher = hashlib.sha256()
     for part in parts:
         data = part if isinstance(part, bytes) else str(part).encode()
@@ -33,12 +33,12 @@ def _digest(parts: Iterable[bytes | str | int]) -> bytes:
     return hasher.digest()
 
 
-def _array(array: Array, kind: object) -> bytes:
-    return _digest([str(kind), str(array.shape), np.ascontiguousarray(array).tobytes()])
+def array_hash(array: Array, kind: object) -> bytes:
+    return digest([str(kind), str(array.shape), np.ascontiguousarray(array).tobytes()])
 
 
 def _tensor(tensor: onnx_ir.TensorProtocol) -> bytes:
-    return _array(np.asarray(tensor.numpy()), tensor.dtype)
+    return array_hash(np.asarray(tensor.numpy()), tensor.dtype)
 
 
 def _body(graph: onnx_ir.Graph, outer: Hashes, versions: dict[str, int], depth: int) -> bytes:
@@ -53,17 +53,15 @@ def _body(graph: onnx_ir.Graph, outer: Hashes, versions: dict[str, int], depth: 
             else f"open {symbols.setdefault(dim, len(symbols))}"
             for dim in dims or ()
         ]
-        known[value] = _digest(
-            ["input", depth, index, str(value.type), str(dims is None), *spelled]
-        )
+        known[value] = digest(["input", depth, index, str(value.type), str(dims is None), *spelled])
     for value in graph.initializers.values():
         if value.const_value is not None:
-            known[value] = _digest(["weight", _tensor(value.const_value)])
+            known[value] = digest(["weight", _tensor(value.const_value)])
     for node in graph:
         key = _node(node, known, versions, depth)
         for index, value in enumerate(node.outputs):
-            known[value] = _digest([key, index])
-    return _digest(["graph", len(graph.inputs), *(known[value] for value in graph.outputs)])
+            known[value] = digest([key, index])
+    return digest(["graph", len(graph.inputs), *(known[value] for value in graph.outputs)])
 
 
 def _node(node: onnx_ir.Node, known: Hashes, versions: dict[str, int], depth: int) -> bytes:
@@ -77,21 +75,21 @@ def _node(node: onnx_ir.Node, known: Hashes, versions: dict[str, int], depth: in
         if attr.type == onnx_ir.AttributeType.GRAPH:
             content = _body(attr.as_graph(), known, versions, depth + 1)
         elif attr.type == onnx_ir.AttributeType.GRAPHS:
-            content = _digest(_body(g, known, versions, depth + 1) for g in attr.as_graphs())
+            content = digest(_body(g, known, versions, depth + 1) for g in attr.as_graphs())
         else:
-            content = _attribute(attr)
+            content = attribute_hash(attr)
         parts += [name, content]
-    return _digest(parts)
+    return digest(parts)
 
 
-def _attribute(attr: onnx_ir.Attr) -> bytes:
+def attribute_hash(attr: onnx_ir.Attr) -> bytes:
     kinds = onnx_ir.AttributeType
     if attr.type == kinds.TENSOR:
         return _tensor(attr.as_tensor())
     if attr.type == kinds.TENSORS:
-        return _digest(_tensor(tensor) for tensor in attr.as_tensors())
+        return digest(_tensor(tensor) for tensor in attr.as_tensors())
     if attr.type == kinds.FLOAT:  # as stored: two Python floats may be one float32
-        return _digest(["float", np.float32(attr.value).tobytes()])
+        return digest(["float", np.float32(attr.value).tobytes()])
     if attr.type == kinds.FLOATS:
-        return _digest(["floats", np.asarray(attr.value, np.float32).tobytes()])
-    return _digest([str(attr.type), repr(attr.value)])
+        return digest(["floats", np.asarray(attr.value, np.float32).tobytes()])
+    return digest([str(attr.type), repr(attr.value)])

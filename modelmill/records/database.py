@@ -6,18 +6,20 @@ nothing is lost. A connection lives for one call only: a `Database` may cross a 
 one holds no lock.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelmill.records.record import Record, Where
+from modelmill.records.tables import metadata
 
 if TYPE_CHECKING:  # SQLAlchemy takes longer to import than most commands run
     import sqlalchemy as sa
@@ -52,7 +54,7 @@ class Database:
         self._path = None if "://" in self.location else Path(self.location)
         self._engine = _connect(self._path, self.location, timeout_s)
         with self._explained():
-            if self._version() is None:
+            if self._version() is None or self._lacks_tables():
                 self._create()
             version = self._version()
         assert version is not None
@@ -71,8 +73,8 @@ class Database:
         """
         rows = [_to_row(r) for r in records]
         if rows:
-            with self._explained(), self._engine.begin() as connection:
-                connection.execute(_tables()[1].insert(), rows)
+            with self.writing() as connection:
+                connection.execute(self.tables["modelmill_records"].insert(), rows)
 
     def query(
         self,
@@ -87,7 +89,7 @@ class Database:
         Raises:
             ValueError: the database cannot be read.
         """
-        table = _tables()[1]
+        table = self.tables["modelmill_records"]
         wanted = {
             "what": what,
             "subject": subject,
@@ -99,14 +101,44 @@ class Database:
         for column, value in wanted.items():
             if value is not None:
                 select = select.where(table.c[column] == value)
-        with self._explained(), self._engine.connect() as connection:
+        with self.reading() as connection:
             return [_from_row(row) for row in connection.execute(select).mappings()]
+
+    @property
+    def tables(self) -> Mapping[str, sa.Table]:
+        """The tables by name, for those that keep facts of other kinds here."""
+        return metadata().tables
+
+    def insert(self, table: sa.Table) -> Any:
+        """An insert that may say what is done where the row is there already."""
+        from sqlalchemy.dialects import postgresql, sqlite
+
+        return (sqlite if self._engine.dialect.name == "sqlite" else postgresql).insert(table)
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection to read with; database errors become a ValueError."""
+        with self._explained(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self, alone_on: sa.Table | None = None) -> Iterator[sa.Connection]:
+        """A transaction, all or nothing; database errors become a ValueError.
+
+        alone_on: a table that nobody else writes meanwhile, for who reads before it writes.
+        """
+        with self._explained(), self._engine.begin() as connection:
+            if self._engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            elif alone_on is not None:
+                connection.exec_driver_sql(f"LOCK TABLE {alone_on.name} IN EXCLUSIVE MODE")
+            yield connection
 
     def _version(self) -> int | None:
         """Version of the schema there, None in an empty database."""
         import sqlalchemy as sa
 
-        schema = _tables()[0]
+        schema = self.tables["modelmill_schema"]
         with self._engine.connect() as connection:
             there = sa.inspect(connection).get_table_names()
             if schema.name in there:
@@ -119,11 +151,17 @@ class Database:
             )
         return None
 
+    def _lacks_tables(self) -> bool:
+        import sqlalchemy as sa
+
+        with self._engine.connect() as connection:
+            return not set(self.tables) <= set(sa.inspect(connection).get_table_names())
+
     def _create(self) -> None:
         """Make the tables. Another process may do the same: who comes second finds them made."""
         from sqlalchemy.exc import DBAPIError
 
-        schema = _tables()[0]
+        schema = self.tables["modelmill_schema"]
         for attempt in range(50):
             try:
                 with self._engine.connect() as connection:
@@ -156,7 +194,7 @@ class Database:
             raise ValueError(f"{self.location}: {meaning} ({said})") from error
 
 
-def _connect(path: Path | None, url: str, timeout_s: float) -> "sa.Engine":
+def _connect(path: Path | None, url: str, timeout_s: float) -> sa.Engine:
     import sqlalchemy as sa
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
@@ -179,37 +217,6 @@ def _connect(path: Path | None, url: str, timeout_s: float) -> "sa.Engine":
         return sqlite3.connect(path, timeout=timeout_s)
 
     return sa.create_engine("sqlite://", creator=connect, poolclass=sa.NullPool)
-
-
-@cache
-def _tables() -> "tuple[sa.Table, sa.Table]":
-    """(schema, records)"""
-    import sqlalchemy as sa
-
-    metadata = sa.MetaData()
-    schema = sa.Table(
-        "modelmill_schema", metadata, sa.Column("version", sa.Integer, primary_key=True)
-    )
-    text = [sa.Column(name, sa.Text, nullable=False) for name in ("unit", "when", "extra")]
-    keys = [
-        sa.Column(name, sa.Text, nullable=False, index=True)
-        for name in ("what", "subject", "build")
-    ]
-    place = [
-        sa.Column(n, sa.Integer if n == "threads" else sa.Text, nullable=False) for n in _WHERE
-    ]
-    records = sa.Table(
-        "modelmill_records",
-        metadata,
-        sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("value", sa.Double, nullable=False),
-        sa.Column("n", sa.BigInteger, nullable=False),
-        sa.Column("spread", sa.Double),
-        *keys,
-        *place,
-        *text,
-    )
-    return schema, records
 
 
 def _to_row(record: Record) -> dict[str, Any]:
