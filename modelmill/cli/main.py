@@ -69,6 +69,7 @@ EXTRAS = {
     "cv2": "detection",
     "pycocotools": "detection",
     "sklearn": "demo",
+    "pyarrow": "parquet",
     "fastapi": "serve",
     "uvicorn": "serve",
 }

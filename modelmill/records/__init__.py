@@ -1,6 +1,7 @@
 """One measured fact and where it came from, and the database that keeps all of them."""
 
 from modelmill.records.database import Database
+from modelmill.records.engine import UnreachableError
 from modelmill.records.latencies import Latencies, Row, StoredPredictor
 from modelmill.records.location import default_location
 from modelmill.records.machine import Machine, has_vnni, this_machine
@@ -17,6 +18,7 @@ __all__ = [
     "Record",
     "Row",
     "StoredPredictor",
+    "UnreachableError",
     "Where",
     "default_location",
     "has_vnni",

@@ -1,16 +1,16 @@
-"""The database of records: an SQLite file by default, or any SQLAlchemy URL.
+"""The database of records: an SQLite file by default, or PostgreSQL by URL.
 
-One table holds the records, one row holds the version of the schema. Writers never read before they
-write, so with SQLite's write-ahead log and a busy time-out several processes append at once and
-nothing is lost. A connection lives for one call only: a `Database` may cross a fork, and an idle
-one holds no lock.
+One table holds the records of builds, others the latencies (see `Latencies`), one row the version
+of the schema; a database of an older version is brought to this one when it is opened. Writers
+never read before they write, so with SQLite's write-ahead log and a busy time-out several processes
+append at once and nothing is lost. A connection lives for one call only: a `Database` may cross a
+fork, and an idle one holds no lock.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,47 +18,57 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelmill.records.engine import UnreachableError, connect, explained, masked
 from modelmill.records.record import Record, Where
-from modelmill.records.tables import metadata
+from modelmill.records.tables import SCHEMA_VERSION, metadata
 
 if TYPE_CHECKING:  # SQLAlchemy takes longer to import than most commands run
     import sqlalchemy as sa
 
-SCHEMA_VERSION = 1
 _WHERE = ("device", "engine", "version", "threads", "isa", "commit")
-# What SQLite says, and what it means for the person at the keyboard.
-_MEANINGS = (
-    ("not a database", "is not an SQLite database; give another file name"),
-    ("malformed", "is a damaged SQLite database; restore it, or give another file name"),
-    ("locked", "is held by another process; wait for it or end it, then try again"),
-    ("readonly", "is read-only; make it and its folder writable, or give another file name"),
-    ("unable to open", "cannot be opened; check that the folder exists and is writable"),
-    ("disk is full", "could not be written: the disk is full; nothing of this call was stored"),
-    ("disk I/O", "met an error of the disk, or a full one; nothing of this call was stored"),
-)
+_FILL = "next: modelmill latency measure --help, or modelmill build --help, whose --db writes to it"
+_MIGRATIONS = Path(__file__).with_name("migrations")
+_MIGRATION_LOCK = 0x6D6F64656C  # "model": which of PostgreSQL's advisory locks is ours
 
 
 class Database:
-    """Records at a path or URL; made if it is not there.
+    """Records at a path or URL; made if it is not there, unless it is only to be read.
 
     Args:
         location: path of an SQLite file, or a SQLAlchemy URL such as postgresql://host/name.
-        timeout_s: how long to wait for other writers (SQLite).
+        timeout_s: how long to wait for other writers, or for a server.
+        read_only: nothing is made or changed there, whatever is asked.
 
     Raises:
-        ValueError: unreadable, locked, of a newer version, or no database of records.
+        ValueError: unreadable, of a newer version, or no database of records; if only to be read
+            also: not there, empty, of an older version.
+        UnreachableError: (a ValueError) locked, no server, no room: what may work later.
     """
 
-    def __init__(self, location: str | os.PathLike[str], timeout_s: float = 30.0) -> None:
-        self.location = os.fspath(location)
-        self._path = None if "://" in self.location else Path(self.location)
-        self._engine = _connect(self._path, self.location, timeout_s)
-        with self._explained():
-            if self._version() is None or self._lacks_tables():
-                self._create()
+    def __init__(
+        self,
+        location: str | os.PathLike[str],
+        timeout_s: float = 30.0,
+        read_only: bool = False,
+    ) -> None:
+        self.location = masked(os.fspath(location))
+        self._timeout_s = timeout_s
+        if read_only and "://" not in self.location and not os.path.exists(self.location):
+            raise ValueError(f"{self.location}: no such database; {_FILL}")
+        self._engine = connect(os.fspath(location), timeout_s, read_only)
+        with explained(self.location):
             version = self._version()
-        assert version is not None
-        if version > SCHEMA_VERSION:
+        if read_only and (version is None or version < SCHEMA_VERSION):
+            state = "empty" if version is None else "of an older modelmill"
+            raise ValueError(f"{self.location}: {state}; {_FILL}")
+        if version is None or version < SCHEMA_VERSION:
+            try:
+                with explained(self.location):
+                    self._migrate()
+            except UnreachableError:
+                if version is None or self._is_writable():
+                    raise  # what an older one holds can be read even where nothing can be written
+        elif version > SCHEMA_VERSION:
             raise ValueError(
                 f"{self.location}: written by a newer modelmill"
                 f" (schema {version}, this one knows {SCHEMA_VERSION});"
@@ -104,21 +114,23 @@ class Database:
         with self.reading() as connection:
             return [_from_row(row) for row in connection.execute(select).mappings()]
 
+    # ---------------------------------------------------------------- for facts of other kinds
+
     @property
     def tables(self) -> Mapping[str, sa.Table]:
-        """The tables by name, for those that keep facts of other kinds here."""
+        """The tables by name."""
         return metadata().tables
 
     def insert(self, table: sa.Table) -> Any:
         """An insert that may say what is done where the row is there already."""
         from sqlalchemy.dialects import postgresql, sqlite
 
-        return (sqlite if self._engine.dialect.name == "sqlite" else postgresql).insert(table)
+        return (sqlite if self._is_sqlite else postgresql).insert(table)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """A connection to read with; database errors become a ValueError."""
-        with self._explained(), self._engine.connect() as connection:
+        with explained(self.location), self._engine.connect() as connection:
             yield connection
 
     @contextmanager
@@ -127,23 +139,41 @@ class Database:
 
         alone_on: a table that nobody else writes meanwhile, for who reads before it writes.
         """
-        with self._explained(), self._engine.begin() as connection:
-            if self._engine.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            elif alone_on is not None:
+        with explained(self.location), self._engine.begin() as connection:
+            self._wait_for_others(connection)
+            if alone_on is not None and not self._is_sqlite:
                 connection.exec_driver_sql(f"LOCK TABLE {alone_on.name} IN EXCLUSIVE MODE")
             yield connection
 
-    def _version(self) -> int | None:
+    # ---------------------------------------------------------------- schema
+
+    @property
+    def _is_sqlite(self) -> bool:
+        return self._engine.dialect.name == "sqlite"
+
+    def _is_writable(self) -> bool:
+        return "://" in self.location or os.access(self.location, os.W_OK)
+
+    def _wait_for_others(self, connection: sa.Connection) -> None:
+        """At the start of a transaction: SQLite lets in one writer, PostgreSQL waits so long."""
+        if self._is_sqlite:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            milliseconds = round(self._timeout_s * 1000)
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
+
+    def _version(self, within: sa.Connection | None = None) -> int | None:
         """Version of the schema there, None in an empty database."""
         import sqlalchemy as sa
 
+        if within is None:
+            with self._engine.connect() as connection:
+                return self._version(connection)
         schema = self.tables["modelmill_schema"]
-        with self._engine.connect() as connection:
-            there = sa.inspect(connection).get_table_names()
-            if schema.name in there:
-                return connection.execute(sa.select(sa.func.max(schema.c.version))).scalar()
-        if there and self._path is not None:
+        there = sa.inspect(within).get_table_names()
+        if schema.name in there:
+            return within.execute(sa.select(sa.func.max(schema.c.version))).scalar()
+        if there and self._is_sqlite:
             raise ValueError(
                 f"{self.location}: an SQLite database of something else"
                 f" (tables {', '.join(sorted(there)[:4])});"
@@ -151,72 +181,43 @@ class Database:
             )
         return None
 
-    def _lacks_tables(self) -> bool:
-        import sqlalchemy as sa
+    def _migrate(self) -> None:
+        """Bring the tables to this version in one transaction; others that do so wait."""
+        from alembic import command
+        from alembic.config import Config
 
-        with self._engine.connect() as connection:
-            return not set(self.tables) <= set(sa.inspect(connection).get_table_names())
+        if self._is_sqlite:
+            self._write_ahead()
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        with self._engine.begin() as connection:
+            self._wait_for_others(connection)
+            if not self._is_sqlite:
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+            version = self._version(connection)
+            if version is not None and version >= SCHEMA_VERSION:
+                return
+            config.attributes["connection"] = connection
+            if version == 1:  # made before there were migrations
+                command.stamp(config, "1")
+            command.upgrade(config, str(SCHEMA_VERSION))
+            schema = self.tables["modelmill_schema"]
+            connection.execute(schema.delete())
+            connection.execute(schema.insert().values(version=SCHEMA_VERSION))
 
-    def _create(self) -> None:
-        """Make the tables. Another process may do the same: who comes second finds them made."""
-        from sqlalchemy.exc import DBAPIError
+    def _write_ahead(self) -> None:
+        """Switch the log on. The switch does not wait for others as every statement does."""
+        from sqlalchemy.exc import OperationalError
 
-        schema = self.tables["modelmill_schema"]
         for attempt in range(50):
             try:
                 with self._engine.connect() as connection:
-                    if connection.dialect.name == "sqlite":
-                        connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-                with self._engine.begin() as connection:
-                    if connection.dialect.name == "sqlite":
-                        connection.exec_driver_sql("BEGIN IMMEDIATE")
-                    schema.metadata.create_all(connection)
-                    if connection.execute(schema.select()).first() is None:
-                        connection.execute(schema.insert().values(version=SCHEMA_VERSION))
+                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")
                 return
-            except DBAPIError as error:
-                # Changing the journal mode does not wait for others as every other statement does.
-                racing = "locked" in str(error.orig) or "exist" in str(error.orig)
-                if not racing or attempt == 49:
+            except OperationalError as error:
+                if "locked" not in str(error.orig) or attempt == 49:
                     raise
                 time.sleep(0.02)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Database errors as a ValueError that names the file and the way out."""
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            yield
-        except SQLAlchemyError as error:
-            said = str(getattr(error, "orig", None) or error)
-            meaning = next((text for key, text in _MEANINGS if key in said), "cannot be used")
-            raise ValueError(f"{self.location}: {meaning} ({said})") from error
-
-
-def _connect(path: Path | None, url: str, timeout_s: float) -> sa.Engine:
-    import sqlalchemy as sa
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-
-    if path is None:
-        try:
-            return sa.create_engine(url)
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
-            raise ValueError(f"{url}: not a database URL that can be used here: {error}") from error
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder; give the name of a database file")
-
-    def connect() -> sqlite3.Connection:
-        if path.exists() and not os.access(path, os.W_OK):
-            # A log beside the file holds records that are not in it yet; without one the file is
-            # all there is, and then it can be read even where SQLite may not make its lock files.
-            frozen = "" if path.with_name(path.name + "-wal").exists() else "&immutable=1"
-            return sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=ro{frozen}", timeout=timeout_s, uri=True
-            )
-        return sqlite3.connect(path, timeout=timeout_s)
-
-    return sa.create_engine("sqlite://", creator=connect, poolclass=sa.NullPool)
 
 
 def _to_row(record: Record) -> dict[str, Any]:

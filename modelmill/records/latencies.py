@@ -81,12 +81,13 @@ class Latencies:
             return 0
         tables = self.database.tables
         place = self.database.insert(tables["modelmill_platforms"]).on_conflict_do_nothing()
-        fact = self.database.insert(tables["modelmill_measurements"]).on_conflict_do_nothing()
+        table = tables["modelmill_measurements"]
+        fact = self.database.insert(table).on_conflict_do_nothing().returning(table.c.id)
         places = [{"key": key, **asdict(platforms[key])} for key in sorted(platforms)]
         facts = [_from_measurement(found[key]) for key in sorted(found)]
         with self.database.writing() as connection:
             connection.execute(place, places)
-            return int(connection.execute(fact, facts).rowcount)
+            return len(connection.execute(fact, facts).all())
 
     def find(
         self, structure: str | None = None, platforms: Collection[Platform] | None = None
@@ -96,8 +97,10 @@ class Latencies:
 
         fact = self.database.tables["modelmill_measurements"]
         place = self.database.tables["modelmill_platforms"]
-        select = sa.select(fact, *(place.c[n].label(f"at_{n}") for n in _PLATFORM)).join(
-            place, place.c.key == fact.c.platform
+        select = (
+            sa.select(fact, *(place.c[n].label(f"at_{n}") for n in _PLATFORM))
+            .join(place, place.c.key == fact.c.platform)
+            .order_by(fact.c.id)
         )
         if structure is not None:
             select = select.where(fact.c.model == structure)
@@ -140,7 +143,7 @@ class Latencies:
             return [_to_model(row._mapping) for row in connection.execute(select)]
 
     def rows(self, platforms: Collection[Platform] | None = None) -> list[Row]:
-        """All measurements without their samples, oldest first; for training."""
+        """All measurements without their samples, in the order stored; for training."""
         import sqlalchemy as sa
 
         fact = self.database.tables["modelmill_measurements"]

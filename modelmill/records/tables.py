@@ -9,6 +9,10 @@ if TYPE_CHECKING:  # SQLAlchemy takes longer to import than most commands run
     import sqlalchemy as sa
 
 
+SCHEMA_VERSION = 2
+REVISIONS = "modelmill_revision"  # where Alembic keeps which migrations have run
+
+
 @cache
 def metadata() -> sa.MetaData:
     """All tables, by name in `metadata().tables`."""

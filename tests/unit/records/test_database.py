@@ -137,11 +137,21 @@ def test_not_a_database(path):
 
 def test_damaged_file(path):
     Database(path).add([fact(subject=str(i)) for i in range(500)])
+    size = path.stat().st_size
     with path.open("r+b") as file:
         file.seek(4096)
-        file.write(b"\xff" * 8192)
+        file.write(b"\xff" * (size - 2 * 4096))
     with pytest.raises(ValueError, match=r"damaged|not an SQLite"):
         Database(path).query()
+
+
+def test_truncated_file(path):
+    Database(path).add([fact(subject=str(i)) for i in range(500)])
+    whole = path.read_bytes()
+    for size in (len(whole) // 2, 5000):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="damaged SQLite database; restore it"):
+            Database(path).query()
 
 
 def test_database_of_something_else(path):
@@ -157,7 +167,7 @@ def test_newer_version(path):
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE modelmill_schema SET version = 99")
     connection.close()
-    with pytest.raises(ValueError, match=r"schema 99, this one knows 1.*pip install --upgrade"):
+    with pytest.raises(ValueError, match=r"schema 99, this one knows 2.*pip install --upgrade"):
         Database(path)
 
 
@@ -228,3 +238,29 @@ def test_read_only(tmp_path):
 def test_import_is_cheap():
     code = "import sys, modelmill.records; sys.exit('sqlalchemy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_only_to_be_read(path):
+    with pytest.raises(ValueError, match="no such database; next: modelmill"):
+        Database(path, read_only=True)
+    assert not path.exists()
+    path.touch()
+    with pytest.raises(ValueError, match="empty; next: modelmill"):
+        Database(path, read_only=True)
+    path.unlink()
+    Database(path).add([fact()])
+    shown = Database(path, read_only=True)
+    assert len(shown.query()) == 1
+    with pytest.raises(ValueError, match="read-only"):
+        shown.add([fact()])
+    Database(path).add([fact()])  # what others write meanwhile is seen
+    assert len(shown.query()) == 2
+
+
+def test_an_older_one_is_not_brought_up_to_date_by_reading(path):
+    Database(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE modelmill_schema SET version = 1")
+    connection.close()
+    with pytest.raises(ValueError, match="of an older modelmill; next: modelmill"):
+        Database(path, read_only=True)
