@@ -13,7 +13,7 @@ from modelmill.runtimes.protocol import (
     ExecutedOp,
     SessionOptions,
 )
-from modelmill.runtimes.worker import RemoteSession, convert, open_session, probe
+from modelmill.runtimes.worker import RemoteSession, Worker, convert, open_session, probe
 
 __all__ = [
     "DeploymentError",
@@ -27,6 +27,7 @@ __all__ = [
     "Platform",
     "RemoteSession",
     "SessionOptions",
+    "Worker",
     "convert",
     "doctor",
     "find_platform",

@@ -1,4 +1,4 @@
-"""The program inside a worker process: it owns one engine session and answers requests about it.
+"""The program inside a worker process: it owns engine sessions and answers requests about them.
 
 Standard input and output become the connection to the parent before anything else is imported; what
 the engine prints goes to standard error, which the parent keeps. The worker outlives neither its
@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,14 @@ from modelmill.runtimes.wire import Channel
 
 _GRACE_S = 5.0  # the parent's clock decides; the worker's own is for a parent that is gone
 Reply = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+@dataclass
+class Held:
+    """A session, and the call that is timed, from its first series on the same input."""
+
+    session: Session
+    call: Callable[[], object] | None = None
 
 
 def main(parent: int) -> None:
@@ -69,7 +77,7 @@ def _leave() -> None:
 
 
 def _answer(channel: Channel) -> None:
-    sessions: list[Session] = []
+    sessions: dict[int, Held] = {}
     while True:
         request, arrays = channel.receive()
         if request["what"] == "close":
@@ -84,18 +92,25 @@ def _answer(channel: Channel) -> None:
         del arrays, results  # a batch must not stay while the next one arrives
 
 
-def _served(sessions: list[Session], request: dict[str, Any], arrays: Arrays) -> Reply:
-    """The answer to one request; the session that "open" makes is put into `sessions`."""
+def _served(sessions: dict[int, Held], request: dict[str, Any], arrays: Arrays) -> Reply:
+    """The answer to one request; the session that "open" makes is put into `sessions`, under the
+    number that requests about it name.
+    """
     try:
         if request["what"] == "probe":
             return {"version": _runtime(request["runtime"]).version()}, {}
         if request["what"] == "open":
             session, head = _open(request)
-            sessions.append(session)
+            if not sessions:
+                gc.freeze()  # what the engine brought stays: a collection need not visit it again
+            sessions[request["slot"]] = Held(session)
             return head, {}
+        if request["what"] == "drop":
+            sessions.pop(request["slot"]).session.close()
+            return {}, {}
         if request["what"] == "convert":
             return _convert(request), {}
-        return _REQUESTS[request["what"]](sessions[0], request, arrays)
+        return _REQUESTS[request["what"]](sessions[request["slot"]], request, arrays)
     except RefusalError as error:
         return _refused(error.kind, str(error)), {}
     except Exception as error:  # whatever an engine raises is its answer
@@ -128,7 +143,7 @@ def _open(request: dict[str, Any]) -> tuple[Session, dict[str, Any]]:
     runtime, options = _prepare(request)
     path = request["path"]
     if path.endswith(".onnx") and runtime.suffix != ".onnx":
-        source, path = path, str(Path.cwd() / f"converted{runtime.suffix}")
+        source, path = path, str(Path.cwd() / f"converted{request['slot']}{runtime.suffix}")
         runtime.convert(source, path, options)
     session = runtime.open(path, options)
     return session, {
@@ -156,37 +171,43 @@ def _prepare(request: dict[str, Any]) -> tuple[Runtime, SessionOptions]:
     return _runtime(request["runtime"]), options
 
 
-def _run(session: Session, request: dict[str, Any], feeds: Arrays) -> Reply:
-    return {}, session.run(feeds, request["outputs"])
+def _run(held: Held, request: dict[str, Any], feeds: Arrays) -> Reply:
+    return {}, held.session.run(feeds, request["outputs"])
 
 
-def _time(session: Session, request: dict[str, Any], feeds: Arrays) -> Reply:
-    call = session.bind(feeds)
+def _time(held: Held, request: dict[str, Any], feeds: Arrays) -> Reply:
+    """Without feeds: on those of the series before."""
+    if feeds or held.call is None:
+        held.call = held.session.bind(feeds)
     for _ in range(request["warmup"]):
-        call()
-    return {}, {"ns": _time_ns(call, request["n"])}
+        held.call()
+    spans, worked = _time_ns(held.call, request["n"])
+    return {}, {"ns": spans, "cpu_ns": worked}
 
 
-def _time_ns(call: Callable[[], object], n: int) -> np.ndarray:
-    spans = np.zeros(n, np.int64)
-    clock = time.perf_counter_ns
+def _time_ns(call: Callable[[], object], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nanoseconds of `n` calls, and for how many of them this process had a processor."""
+    spans, worked = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    clock, work = time.perf_counter_ns, time.process_time_ns
     gc.collect()
     gc.disable()
     try:
         for i in range(n):
+            begun = work()
             start = clock()
             call()
             spans[i] = clock() - start
+            worked[i] = work() - begun
     finally:
         gc.enable()
-    return spans
+    return spans, worked
 
 
-def _executed(session: Session, request: dict[str, Any], arrays: Arrays) -> Reply:
-    return {"ops": [asdict(op) for op in session.executed()]}, {}
+def _executed(held: Held, request: dict[str, Any], arrays: Arrays) -> Reply:
+    return {"ops": [asdict(op) for op in held.session.executed()]}, {}
 
 
-_REQUESTS: dict[str, Callable[[Session, dict[str, Any], Arrays], Reply]] = {
+_REQUESTS: dict[str, Callable[[Held, dict[str, Any], Arrays], Reply]] = {
     "run": _run,
     "time": _time,
     "executed": _executed,

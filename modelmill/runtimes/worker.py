@@ -74,13 +74,51 @@ def open_session(
     """
     path, platform = _existing(path, runtime), find_platform(runtime)
     process = _Process(platform, options.timeout_s)
-    asked = {"path": str(path.resolve()), "options": asdict(options)}
     try:
-        head, _ = process.ask("open", f"load {path.name}", asked, {})
+        return _open_in(process, 0, runtime, path, options)
     except BaseException:
         process.stop()
         raise
-    return RemoteSession(process, runtime, path, options, head)
+
+
+class Worker:
+    """One process in which sessions of an engine come and go: to start one for each costs more than
+    to time a small model. What crashes it costs all of them.
+    """
+
+    def __init__(self, runtime: str, timeout_s: float = _DEFAULT.timeout_s) -> None:
+        """Start it.
+
+        Raises:
+            ValueError: no such runtime, or two environments claim the platform.
+            DeploymentError: no process can be started.
+        """
+        self.runtime = runtime
+        self._process = _Process(find_platform(runtime), timeout_s)
+        self._opened = 0
+
+    def open(
+        self, path: str | os.PathLike[str], options: SessionOptions = _DEFAULT
+    ) -> "RemoteSession":
+        """As `open_session`; closing the session leaves the worker. The processors and the memory
+        limit of the options hold for the whole worker, and its time limit is its own.
+        """
+        self._opened += 1
+        path = _existing(path, self.runtime)
+        return _open_in(self._process, self._opened, self.runtime, path, options)
+
+    def close(self) -> None:
+        """End it with all its sessions. A second call does nothing."""
+        self._process.stop()
+
+
+def _open_in(
+    process: "_Process", slot: int, runtime: str, path: Path, options: SessionOptions
+) -> "RemoteSession":
+    """Session `slot` of a process; 0 is the one whose end is its own."""
+    asked = {"path": str(path.resolve()), "options": asdict(options), "slot": slot}
+    head, _ = process.ask("open", f"load {path.name}", asked, {})
+    return RemoteSession(process, runtime, path, options, head, slot)
 
 
 def convert(
@@ -142,8 +180,12 @@ class RemoteSession:
         path: Path,
         options: SessionOptions,
         head: dict[str, Any],
+        slot: int = 0,
     ) -> None:
         self._process = process
+        self._slot = slot
+        self._alone = slot == 0
+        self._closed = False
         self.runtime = runtime
         self.path = path
         self.options = options
@@ -166,7 +208,7 @@ class RemoteSession:
                 f" it has {', '.join(self.outputs)}"
             )
         asked = {"outputs": None if outputs is None else list(outputs)}
-        _, results = self._process.ask("run", f"run {self.path.name}", asked, feeds)
+        _, results = self._ask("run", f"run {self.path.name}", asked, feeds)
         return results
 
     def time(self, feeds: Arrays, warmup: int, n: int) -> list[float]:
@@ -177,10 +219,23 @@ class RemoteSession:
             DeploymentError: see `modelmill.runtimes.protocol`; the time limit covers the series.
         """
         self._check_feeds(feeds)
-        asked = {"warmup": warmup, "n": n}
-        _, results = self._process.ask("time", f"time {self.path.name}", asked, feeds)
-        spans: list[float] = (results["ns"] / 1e6).tolist()
+        spans, _ = self._series(feeds, warmup, n)
         return spans
+
+    def time_again(self, warmup: int, n: int) -> tuple[list[float], list[float]]:
+        """The same on the feeds of the last call of `time`, which stay in the worker; and for how
+        many milliseconds of each inference the worker had a processor, added up over its threads:
+        with one thread, fewer than the inference took means that it was interrupted.
+
+        Raises:
+            DeploymentError: see `modelmill.runtimes.protocol`.
+        """
+        return self._series({}, warmup, n)
+
+    def _series(self, feeds: Arrays, warmup: int, n: int) -> tuple[list[float], list[float]]:
+        asked = {"warmup": warmup, "n": n}
+        _, results = self._ask("time", f"time {self.path.name}", asked, feeds)
+        return (results["ns"] / 1e6).tolist(), (results["cpu_ns"] / 1e6).tolist()
 
     def executed(self) -> list[ExecutedOp]:
         """The kernels that the engine runs after its own fusions, in order, each with its time.
@@ -190,7 +245,7 @@ class RemoteSession:
         Raises:
             DeploymentError: see `modelmill.runtimes.protocol`.
         """
-        head, _ = self._process.ask("executed", f"profile {self.path.name}", {}, {})
+        head, _ = self._ask("executed", f"profile {self.path.name}", {}, {})
         return [ExecutedOp(**op) for op in head["ops"]]
 
     def peak_memory_mib(self) -> float:
@@ -198,8 +253,16 @@ class RemoteSession:
         return self._process.peak_kib / 1024
 
     def close(self) -> None:
-        """End the worker. A second call does nothing."""
-        self._process.stop()
+        """End the worker, or only the session where others share it. A second call does nothing."""
+        if self._alone:
+            self._process.stop()
+        elif not self._closed:
+            self._closed = True
+            with contextlib.suppress(DeploymentError):  # a worker that is gone holds no session
+                self._ask("drop", f"close {self.path.name}", {}, {})
+
+    def _ask(self, what: str, doing: str, facts: dict[str, Any], arrays: Arrays) -> Answer:
+        return self._process.ask(what, doing, {"slot": self._slot, **facts}, arrays)
 
     def __enter__(self) -> Self:
         return self

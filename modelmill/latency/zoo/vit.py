@@ -42,12 +42,14 @@ def _attention(net: Net, x: Tensor, head: int, apart: bool) -> Tensor:
     heads = width // head
     if apart:
         parts = [net.reshape(net.project(x, width), (1, count, heads, head)) for _ in range(3)]
-        q, k, v = (net.transpose(part, (0, 2, 1, 3)) for part in parts)
+        q, v = (net.transpose(part, (0, 2, 1, 3)) for part in (parts[0], parts[2]))
+        k = net.transpose(parts[1], (0, 2, 3, 1))
     else:
         joined = net.reshape(net.project(x, 3 * width), (1, count, 3, heads, head))
         joined = net.transpose(joined, (2, 0, 3, 1, 4))
         q, k, v = (net.take(joined, index) for index in range(3))
-    scores = net.scale(net.matmul(q, net.transpose(k, (0, 1, 3, 2))), head**-0.5)
+        k = net.transpose(k, (0, 1, 3, 2))
+    scores = net.scale(net.matmul(q, k), head**-0.5)
     mixed = net.transpose(net.matmul(net.softmax(scores), v), (0, 2, 1, 3))
     return net.project(net.reshape(mixed, (1, count, width)), width)
 

@@ -1,0 +1,275 @@
+"""Measure many models, one after the other, on a machine that is not ours alone.
+
+One worker per engine loads a small reference model once and the models in turn, bound to one
+processor. Blocks of the model and of the reference take turns. Two things show that somebody else
+was at work, and neither looks at the model's own times, so that what is left is not made to agree:
+
+- the reference is slower or faster in the blocks before and after than its own running median: the
+  block counts only where no calmer ones are to be had;
+- the worker had a processor for a smaller part of an inference than `Pace.share`: it was
+  interrupted. Such an inference does not count. Where most of them are interrupted (one thread
+  only), the processor time of each stands in for its time, and the measurement says so: `clock` is
+  "cpu" in its facts.
+
+If the medians of the blocks scatter too much, the round is repeated, and the calmest one counts. A
+worker that crashes or hangs costs one measurement; the next one starts another worker.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from modelmill import ir
+from modelmill.latency import zoo
+from modelmill.latency.measure import Effort, Latency
+from modelmill.runtimes import DeploymentError, RemoteSession, SessionOptions, Worker
+
+RECYCLE = 100  # models after which a worker is started anew: engines may leak
+REMEMBERED = 400  # blocks of the reference that its level is taken of
+FIRST = 30  # blocks of the reference before the first model
+_LONG_MS, _SHORT_MS = 10.0, 1.0
+EFFORT = Effort(blocks=14, block_ms=20.0, least=1, steady=0.05, warmups=3, noise=0.05, rounds=3)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How much measuring a model gets. `effort` as in `measure`; its round takes about
+    blocks x (block_ms + reference_ms).
+
+    reference_ms  aimed length of a block of the reference
+    drift         a block is calm if the reference beside it is within this part of its level
+    share         an inference counts if the worker had a processor for this part of it
+    """
+
+    effort: Effort = EFFORT
+    reference_ms: float = 3.0
+    drift: float = 0.1
+    share: float = 0.98
+
+
+PACE = Pace()
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What came of one model.
+
+    latency       of the blocks that counted
+    reference_ms  median of the reference beside them
+    version       of the engine
+    facts         level_ms: the running median of the reference; disturbed: blocks that were left
+                  out; interrupted: the part of all inferences that was; clock: "wall" or "cpu"
+    """
+
+    latency: Latency
+    reference_ms: float
+    version: str
+    facts: Mapping[str, object]
+
+
+@dataclass
+class _Block:
+    """Times of one block; drift: of the reference beside it, reference_ms: its median."""
+
+    wall_ms: np.ndarray
+    cpu_ms: np.ndarray
+    drift: float
+    reference_ms: float
+
+
+@dataclass
+class Bench:
+    """An engine ready to time one model after the other. Not for several threads at once."""
+
+    runtime: str
+    options: SessionOptions
+    pace: Pace = PACE
+    _level: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _worker: Worker | None = None
+    _reference: RemoteSession | None = None
+    _runs: int = 1
+    _used: int = 0
+
+    def time(self, path: Path, feeds: Mapping[str, np.ndarray]) -> Timing:
+        """Latency of the model file at `path` on the batch `feeds`.
+
+        Raises:
+            ValueError: the engine, the file or the feeds are not what they should be.
+            DeploymentError: the engine refused the model, crashed or hung.
+        """
+        if self._used >= RECYCLE:
+            self.close()
+        try:
+            reference = self._ready()
+            assert self._worker is not None
+            with self._worker.open(path, self.options) as session:
+                self._used += 1
+                return self._time(session, reference, feeds)
+        except DeploymentError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the worker; the next model starts another."""
+        if self._worker is not None:
+            self._worker.close()
+        self._worker, self._reference, self._used = None, None, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------ reference
+
+    def _ready(self) -> RemoteSession:
+        """The reference in a worker that runs."""
+        if self._reference is not None:
+            return self._reference
+        self._worker = Worker(self.runtime, self.options.timeout_s)
+        graph = zoo.reference()
+        with tempfile.TemporaryDirectory(prefix="modelmill-") as folder:
+            path = Path(folder) / "reference.onnx"
+            ir.save(graph, path)
+            self._reference = self._worker.open(path, self.options)
+        session = self._reference
+        once = median(session.time(random_feeds(graph), 10, 20))
+        self._runs = max(3, round(self.pace.reference_ms / once))
+        for _ in range(FIRST):
+            self._level.append(self._beside(session))
+        return session
+
+    def _beside(self, reference: RemoteSession) -> float:
+        """Median of one block of the reference, in ms, without interrupted inferences."""
+        wall, cpu = (np.array(side) for side in reference.time_again(1, self._runs))
+        whole = cpu >= self.pace.share * wall
+        return float(np.median(wall[whole] if whole.any() else wall))
+
+    # ------------------------------------------------------------ model
+
+    def _time(
+        self, session: RemoteSession, reference: RemoteSession, feeds: Mapping[str, np.ndarray]
+    ) -> Timing:
+        effort = self.pace.effort
+        size, settle, done = self._warm_up(session, feeds)
+        best: tuple[list[_Block], list[_Block]] | None = None
+        rounds = 0
+        while rounds < effort.rounds and (best is None or self._noise(best[0]) > effort.noise):
+            rounds += 1
+            found = self._round(session, reference, size, settle)
+            if best is None or self._noise(found[0]) < self._noise(best[0]):
+                best = found
+        assert best is not None
+        kept, all_blocks = best
+        samples, clock = self._samples(kept)
+        batch = next(iter(feeds.values())).shape[0] if feeds else 1
+        wall, cpu = (np.concatenate([getattr(b, n) for b in all_blocks]) for n in _SIDES)
+        facts = {
+            "level_ms": median(self._level),
+            "disturbed": sum(b.drift > self.pace.drift for b in all_blocks),
+            "interrupted": float(np.mean(cpu < self.pace.share * wall)) if self._single else 0.0,
+            "clock": clock,
+        }
+        latency = Latency(samples, self.options.threads, batch, done, rounds)
+        return Timing(latency, median(b.reference_ms for b in kept), session.version, facts)
+
+    @property
+    def _single(self) -> bool:
+        """Whether processor time is that of one thread, and so can be held against the clock."""
+        return self.options.threads == 1
+
+    def _warm_up(
+        self, session: RemoteSession, feeds: Mapping[str, np.ndarray]
+    ) -> tuple[int, int, int]:
+        """(inferences per block, unmeasured ones before each, inferences run so far)"""
+        effort = self.pace.effort
+        once = min(session.time(feeds, 1, 2))
+        size, done = 1, 3
+        for _ in range(effort.warmups):
+            size = max(effort.least, round(effort.block_ms / once))
+            before, once = once, float(np.median(session.time_again(0, size)[1]))
+            done += size
+            if abs(once - before) < effort.steady * before:
+                break
+        return size, 0 if once > _LONG_MS else 1 if once > _SHORT_MS else 3, done
+
+    def _round(
+        self, session: RemoteSession, reference: RemoteSession, size: int, settle: int
+    ) -> tuple[list[_Block], list[_Block]]:
+        """(the blocks that count, all blocks), in the order measured."""
+        effort, level = self.pace.effort, median(self._level)
+        blocks: list[_Block] = []
+        calm = 0
+        before = self._beside(reference)
+        while calm < effort.blocks and len(blocks) < 2 * effort.blocks:
+            wall, cpu = session.time_again(settle, size)
+            after = self._beside(reference)
+            self._level.append(after)
+            drift = max(abs(before / level - 1), abs(after / level - 1))
+            blocks.append(_Block(np.array(wall), np.array(cpu), drift, (before + after) / 2))
+            calm += drift <= self.pace.drift
+            before = after
+        limit = sorted(b.drift for b in blocks)[effort.blocks - 1]
+        return [b for b in blocks if b.drift <= limit], blocks
+
+    def _samples(self, blocks: list[_Block]) -> tuple[tuple[tuple[float, ...], ...], str]:
+        """The times that count, block by block, and which clock they are of."""
+        if not self._single:
+            return tuple(tuple(b.wall_ms.tolist()) for b in blocks), "wall"
+        whole = [b.cpu_ms >= self.pace.share * b.wall_ms for b in blocks]
+        if sum(w.sum() for w in whole) * 2 < sum(w.size for w in whole):
+            return tuple(tuple(b.cpu_ms.tolist()) for b in blocks), "cpu"
+        pairs = zip(blocks, whole, strict=True)
+        return tuple(tuple(b.wall_ms[w].tolist()) for b, w in pairs if w.any()), "wall"
+
+    def _noise(self, blocks: list[_Block]) -> float:
+        return Latency(self._samples(blocks)[0], 1, 1).noise
+
+
+_SIDES = ("wall_ms", "cpu_ms")
+
+
+def random_feeds(graph: ir.Graph, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
+    """One batch of normal random numbers for a graph; zeros where it takes whole numbers.
+
+    Raises:
+        ValueError: a dimension other than the batch is open.
+    """
+    random = np.random.default_rng(seed)
+    feeds = {}
+    for info in ir.inputs(graph).values():
+        first, *rest = info.shape or (batch,)
+        shape = [first if isinstance(first, int) else batch, *rest]
+        if not all(isinstance(d, int) for d in shape):
+            raise ValueError(
+                f"input {info.name!r} has the open shape {info.shape}: its latency depends on the "
+                "sizes; fix them at export"
+            )
+        drawn = random.standard_normal([int(d) for d in shape if d is not None])
+        feeds[info.name] = (drawn * (info.dtype.kind == "f")).astype(info.dtype)
+    return feeds
+
+
+def quiet_cpu() -> tuple[int, ...]:
+    """One processor to bind a worker to: the last this process may use; none where the system
+    cannot bind.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    return (max(os.sched_getaffinity(0)),)
