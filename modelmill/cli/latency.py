@@ -10,6 +10,9 @@ import click
 
 COMMANDS = {  # name -> (module of modelmill.cli, its click command)
     "measure": ("latency_measure", "measure"),
+    "export": ("latency_data", "export"),
+    "import": ("latency_data", "import_"),
+    "merge": ("latency_data", "merge"),
 }
 
 

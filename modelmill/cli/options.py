@@ -77,6 +77,13 @@ timeout = click.option(
     show_default=True,
     help="Seconds that one request to an engine may take.",
 )
+database = click.option(
+    "--db",
+    envvar="MODELMILL_DB",
+    metavar="DATABASE",
+    help="Path of an SQLite file, or postgresql://USER@HOST/NAME. Default: $MODELMILL_DB, or a "
+    "file in your data folder.",
+)
 form = click.option(
     "--format",
     "form",

@@ -7,9 +7,11 @@ from modelmill.records.location import default_location
 from modelmill.records.machine import Machine, has_vnni, this_machine
 from modelmill.records.measurement import Measurement, ModelFacts, Platform
 from modelmill.records.record import Record, Where, utc_now
+from modelmill.records.spool import Delivery, deliver
 
 __all__ = [
     "Database",
+    "Delivery",
     "Latencies",
     "Machine",
     "Measurement",
@@ -21,6 +23,7 @@ __all__ = [
     "UnreachableError",
     "Where",
     "default_location",
+    "deliver",
     "has_vnni",
     "this_machine",
     "utc_now",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelmill.records.engine import UnreachableError, connect, explained, masked
+from modelmill.records.location import data_folder
 from modelmill.records.record import Record, Where
 from modelmill.records.tables import SCHEMA_VERSION, metadata
 
@@ -55,6 +56,8 @@ class Database:
         self._timeout_s = timeout_s
         if read_only and "://" not in self.location and not os.path.exists(self.location):
             raise ValueError(f"{self.location}: no such database; {_FILL}")
+        if Path(self.location).parent == data_folder() and not read_only:
+            _make(data_folder())
         self._engine = connect(os.fspath(location), timeout_s, read_only)
         with explained(self.location):
             version = self._version()
@@ -85,6 +88,23 @@ class Database:
         if rows:
             with self.writing() as connection:
                 connection.execute(self.tables["modelmill_records"].insert(), rows)
+
+    def add_missing(self, records: Iterable[Record]) -> int:
+        """Append the records that are not there yet, all or none; how many these were.
+
+        Raises:
+            ValueError: the database cannot be written.
+        """
+        rows = {_identity(row): row for row in map(_to_row, records)}
+        table = self.tables["modelmill_records"]
+        if not rows:
+            return 0
+        with self.writing(table) as connection:
+            for row in connection.execute(table.select()).mappings():
+                rows.pop(_identity(row), None)
+            if rows:
+                connection.execute(table.insert(), list(rows.values()))
+        return len(rows)
 
     def query(
         self,
@@ -220,6 +240,16 @@ class Database:
                 time.sleep(0.02)
 
 
+def _make(folder: Path) -> None:
+    """The folder of the default database: nobody else makes it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnreachableError(
+            f"{folder}: cannot be made ({error.strerror}); give a database with --db"
+        ) from error
+
+
 def _to_row(record: Record) -> dict[str, Any]:
     return asdict(record.where) | {
         "what": record.what,
@@ -232,6 +262,12 @@ def _to_row(record: Record) -> dict[str, Any]:
         "build": record.build,
         "extra": json.dumps(dict(record.extra)),
     }
+
+
+def _identity(row: Any) -> tuple[Any, ...]:
+    """All of a record; two rows that agree in it are one fact."""
+    return tuple(row[column.name] for column in metadata().tables["modelmill_records"].c
+                 if column.name != "id")  # fmt: skip
 
 
 def _from_row(row: Any) -> Record:

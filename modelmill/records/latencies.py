@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -93,15 +93,8 @@ class Latencies:
         self, structure: str | None = None, platforms: Collection[Platform] | None = None
     ) -> list[Measurement]:
         """Measurements of a model on any of these platforms, newest last; None: of all."""
-        import sqlalchemy as sa
-
         fact = self.database.tables["modelmill_measurements"]
-        place = self.database.tables["modelmill_platforms"]
-        select = (
-            sa.select(fact, *(place.c[n].label(f"at_{n}") for n in _PLATFORM))
-            .join(place, place.c.key == fact.c.platform)
-            .order_by(fact.c.id)
-        )
+        select = self._measurements()
         if structure is not None:
             select = select.where(fact.c.model == structure)
         if platforms is not None:
@@ -109,6 +102,19 @@ class Latencies:
         with self.database.reading() as connection:
             found = [_to_measurement(row._mapping) for row in connection.execute(select)]
         return sorted(found, key=lambda m: datetime.fromisoformat(m.when))
+
+    def pages(self, size: int = 1000) -> Iterator[list[Measurement]]:
+        """All measurements in the order stored, at most so many at once."""
+        last = 0
+        while True:
+            fact = self.database.tables["modelmill_measurements"]
+            select = self._measurements().where(fact.c.id > last).limit(size)
+            with self.database.reading() as connection:
+                rows = connection.execute(select).mappings().all()
+            if not rows:
+                return
+            yield [_to_measurement(row) for row in rows]
+            last = rows[-1]["id"]
 
     def platforms(
         self,
@@ -168,6 +174,18 @@ class Latencies:
             return int(
                 connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
             )
+
+    def _measurements(self) -> sa.Select[Any]:
+        """All of them with their platforms, in the order stored."""
+        import sqlalchemy as sa
+
+        fact = self.database.tables["modelmill_measurements"]
+        place = self.database.tables["modelmill_platforms"]
+        return (
+            sa.select(fact, *(place.c[n].label(f"at_{n}") for n in _PLATFORM))
+            .join(place, place.c.key == fact.c.platform)
+            .order_by(fact.c.id)
+        )
 
     # ---------------------------------------------------------------- predictors
 
