@@ -7,9 +7,10 @@ was at work, and neither looks at the model's own times, so that what is left is
 - the reference is slower or faster in the blocks before and after than its own running median: the
   block counts only where no calmer ones are to be had;
 - the worker had a processor for a smaller part of an inference than `Pace.share`: it was
-  interrupted. Such an inference does not count. Where most of them are interrupted (one thread
-  only), the processor time of each stands in for its time, and the measurement says so: `clock` is
-  "cpu" in its facts.
+  interrupted. Such an inference does not count. Where most of them are, the processor time of each
+  stands in for its time, and the measurement says so: `clock` is "cpu" in its facts. This needs an
+  engine that works in one thread of the worker, which the reference shows; of others no inference
+  is held to have been interrupted.
 
 If the medians of the blocks scatter too much, the round is repeated, and the calmest one counts. A
 worker that crashes or hangs costs one measurement; the next one starts another worker.
@@ -20,8 +21,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -37,8 +39,14 @@ from modelmill.runtimes import DeploymentError, RemoteSession, SessionOptions, W
 RECYCLE = 100  # models after which a worker is started anew: engines may leak
 REMEMBERED = 400  # blocks of the reference that its level is taken of
 FIRST = 30  # blocks of the reference before the first model
+HANDING_MS = 0.02  # without a processor that is no interruption: an engine wakes its own thread
+# Processors that the reference keeps busy: of an engine that works in one thread of the worker, all
+# of one where it is not interrupted.
+ALL_BUSY, MORE_THAN_ONE = 0.9, 1.1
 _LONG_MS, _SHORT_MS = 10.0, 1.0
-EFFORT = Effort(blocks=14, block_ms=20.0, least=1, steady=0.05, warmups=3, noise=0.05, rounds=3)
+Times = tuple[np.ndarray, np.ndarray]  # of one series: ms, and ms that it had a processor
+Series = tuple[RemoteSession, int, int]  # session, unmeasured inferences, inferences
+EFFORT = Effort(blocks=14, block_ms=20.0, least=1, steady=0.05, warmups=3, noise=0.05, rounds=2)
 
 
 @dataclass(frozen=True)
@@ -77,12 +85,11 @@ class Timing:
     facts: Mapping[str, object]
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class _Block:
     """Times of one block; drift: of the reference beside it, reference_ms: its median."""
 
-    wall_ms: np.ndarray
-    cpu_ms: np.ndarray
+    times: Times
     drift: float
     reference_ms: float
 
@@ -98,6 +105,7 @@ class Bench:
     _worker: Worker | None = None
     _reference: RemoteSession | None = None
     _runs: int = 1
+    _on_this_thread: bool = False
     _used: int = 0
 
     def time(self, path: Path, feeds: Mapping[str, np.ndarray]) -> Timing:
@@ -151,15 +159,17 @@ class Bench:
         session = self._reference
         once = median(session.time(random_feeds(graph), 10, 20))
         self._runs = max(3, round(self.pace.reference_ms / once))
-        for _ in range(FIRST):
-            self._level.append(self._beside(session))
+        found = self._worker.turns([(session, 1, self._runs)] * FIRST)
+        wall, cpu = (np.concatenate(side) for side in zip(*found, strict=True))
+        busy = cpu / wall
+        one = bool(busy.max() > ALL_BUSY and np.median(busy) < MORE_THAN_ONE)
+        self._on_this_thread = self.options.threads == 1 and one
+        self._level.extend(self._middle(*series) for series in found)
         return session
 
-    def _beside(self, reference: RemoteSession) -> float:
-        """Median of one block of the reference, in ms, without interrupted inferences."""
-        wall, cpu = (np.array(side) for side in reference.time_again(1, self._runs))
-        whole = cpu >= self.pace.share * wall
-        return float(np.median(wall[whole] if whole.any() else wall))
+    def _middle(self, wall_ms: np.ndarray, cpu_ms: np.ndarray) -> float:
+        """Median of the inferences that count."""
+        return float(np.median(np.concatenate(self._samples([(wall_ms, cpu_ms)])[0])))
 
     # ------------------------------------------------------------ model
 
@@ -168,81 +178,84 @@ class Bench:
     ) -> Timing:
         effort = self.pace.effort
         size, settle, done = self._warm_up(session, feeds)
-        best: tuple[list[_Block], list[_Block]] | None = None
-        rounds = 0
-        while rounds < effort.rounds and (best is None or self._noise(best[0]) > effort.noise):
+        turn = (session, settle, size), (reference, 1, self._runs)
+        best: list[_Block] = []
+        noise, rounds = inf, 0
+        found: list[_Block] = []
+        while rounds < effort.rounds and noise > effort.noise:
             rounds += 1
-            found = self._round(session, reference, size, settle)
-            if best is None or self._noise(found[0]) < self._noise(best[0]):
-                best = found
-        assert best is not None
-        kept, all_blocks = best
-        samples, clock = self._samples(kept)
+            blocks = self._round(turn)
+            found += blocks
+            limit = sorted(b.drift for b in blocks)[effort.blocks - 1]
+            calm = [b for b in blocks if b.drift <= limit]
+            here = Latency(self._samples([b.times for b in calm])[0], 1, 1).noise
+            if here < noise:
+                best, noise = calm, here
+        samples, clock = self._samples([b.times for b in best])
         batch = next(iter(feeds.values())).shape[0] if feeds else 1
-        wall, cpu = (np.concatenate([getattr(b, n) for b in all_blocks]) for n in _SIDES)
+        wall, cpu = (np.concatenate(side) for side in zip(*(b.times for b in found), strict=True))
+        interrupted = float(np.mean(~self._whole(wall, cpu))) if self._on_this_thread else 0.0
         facts = {
             "level_ms": median(self._level),
-            "disturbed": sum(b.drift > self.pace.drift for b in all_blocks),
-            "interrupted": float(np.mean(cpu < self.pace.share * wall)) if self._single else 0.0,
+            "disturbed": sum(b.drift > self.pace.drift for b in found),
+            "interrupted": interrupted,
             "clock": clock,
         }
         latency = Latency(samples, self.options.threads, batch, done, rounds)
-        return Timing(latency, median(b.reference_ms for b in kept), session.version, facts)
-
-    @property
-    def _single(self) -> bool:
-        """Whether processor time is that of one thread, and so can be held against the clock."""
-        return self.options.threads == 1
+        return Timing(latency, median(b.reference_ms for b in best), session.version, facts)
 
     def _warm_up(
         self, session: RemoteSession, feeds: Mapping[str, np.ndarray]
     ) -> tuple[int, int, int]:
         """(inferences per block, unmeasured ones before each, inferences run so far)"""
+        assert self._worker is not None
         effort = self.pace.effort
         once = min(session.time(feeds, 1, 2))
         size, done = 1, 3
         for _ in range(effort.warmups):
             size = max(effort.least, round(effort.block_ms / once))
-            before, once = once, float(np.median(session.time_again(0, size)[1]))
+            before, once = once, self._middle(*self._worker.turns([(session, 0, size)])[0])
             done += size
             if abs(once - before) < effort.steady * before:
                 break
+        size = max(effort.least, round(effort.block_ms / once))
         return size, 0 if once > _LONG_MS else 1 if once > _SHORT_MS else 3, done
 
-    def _round(
-        self, session: RemoteSession, reference: RemoteSession, size: int, settle: int
-    ) -> tuple[list[_Block], list[_Block]]:
-        """(the blocks that count, all blocks), in the order measured."""
-        effort, level = self.pace.effort, median(self._level)
+    def _round(self, turn: tuple[Series, Series]) -> list[_Block]:
+        """As many calm blocks as are wanted, with the others between them; after twice as many the
+        calm ones may be fewer.
+        """
+        assert self._worker is not None
+        wanted, level = self.pace.effort.blocks, median(self._level)
+        before = self._level[-1]
         blocks: list[_Block] = []
-        calm = 0
-        before = self._beside(reference)
-        while calm < effort.blocks and len(blocks) < 2 * effort.blocks:
-            wall, cpu = session.time_again(settle, size)
-            after = self._beside(reference)
-            self._level.append(after)
-            drift = max(abs(before / level - 1), abs(after / level - 1))
-            blocks.append(_Block(np.array(wall), np.array(cpu), drift, (before + after) / 2))
-            calm += drift <= self.pace.drift
-            before = after
-        limit = sorted(b.drift for b in blocks)[effort.blocks - 1]
-        return [b for b in blocks if b.drift <= limit], blocks
+        while len(blocks) < 2 * wanted:
+            missing = wanted - sum(b.drift <= self.pace.drift for b in blocks)
+            if missing <= 0:
+                break
+            found = self._worker.turns(turn * min(missing, 2 * wanted - len(blocks)))
+            for times, beside in zip(found[::2], found[1::2], strict=True):
+                after = self._middle(*beside)
+                self._level.append(after)
+                drift = max(abs(before / level - 1), abs(after / level - 1))
+                blocks.append(_Block(times, drift, (before + after) / 2))
+                before = after
+        return blocks
 
-    def _samples(self, blocks: list[_Block]) -> tuple[tuple[tuple[float, ...], ...], str]:
+    def _whole(self, wall_ms: np.ndarray, cpu_ms: np.ndarray) -> np.ndarray:
+        """Which inferences were not interrupted; handing work to a thread takes a moment."""
+        missing = wall_ms - cpu_ms
+        return np.asarray(missing <= np.maximum((1 - self.pace.share) * wall_ms, HANDING_MS))
+
+    def _samples(self, blocks: Sequence[Times]) -> tuple[tuple[tuple[float, ...], ...], str]:
         """The times that count, block by block, and which clock they are of."""
-        if not self._single:
-            return tuple(tuple(b.wall_ms.tolist()) for b in blocks), "wall"
-        whole = [b.cpu_ms >= self.pace.share * b.wall_ms for b in blocks]
-        if sum(w.sum() for w in whole) * 2 < sum(w.size for w in whole):
-            return tuple(tuple(b.cpu_ms.tolist()) for b in blocks), "cpu"
+        if not self._on_this_thread:
+            return tuple(tuple(wall.tolist()) for wall, _ in blocks), "wall"
+        whole = [self._whole(wall, cpu) for wall, cpu in blocks]
+        if sum(int(w.sum()) for w in whole) * 2 < sum(w.size for w in whole):
+            return tuple(tuple(cpu.tolist()) for _, cpu in blocks), "cpu"
         pairs = zip(blocks, whole, strict=True)
-        return tuple(tuple(b.wall_ms[w].tolist()) for b, w in pairs if w.any()), "wall"
-
-    def _noise(self, blocks: list[_Block]) -> float:
-        return Latency(self._samples(blocks)[0], 1, 1).noise
-
-
-_SIDES = ("wall_ms", "cpu_ms")
+        return tuple(tuple(wall[w].tolist()) for (wall, _), w in pairs if w.any()), "wall"
 
 
 def random_feeds(graph: ir.Graph, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:

@@ -28,12 +28,16 @@ from modelmill.line.quantize import Where, prepare_graph
 from modelmill.line.rewrite import rewritten
 from modelmill.quant.calibrate import Calibrate
 from modelmill.records import Latencies, Measurement, ModelFacts, Platform, this_machine, utc_now
-from modelmill.runtimes import DeploymentError, SessionOptions, find_platform
+from modelmill.runtimes import DeploymentError, EngineMissing, SessionOptions, find_platform
 from modelmill.targets import Target, at_precision, load_target
 
 FLOAT = "float"
 RANGES = Calibrate("minmax", weights="minmax")
 Feeds = Mapping[str, np.ndarray]
+
+
+class UnsuitableError(ValueError):
+    """A model of which a target quantizes nothing."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +138,12 @@ def quantized(graph: ir.Graph, target: Target, precision: str, feeds: Feeds) -> 
     """The QDQ file of a clean graph for a target (as `at_precision` gives it), ranges of `feeds`.
 
     Raises:
-        ValueError: the target quantizes nothing in it, or it overflows.
+        UnsuitableError: the target quantizes nothing in it.
+        ValueError: it overflows.
     """
     planned = Where(precision).plan(graph, target)
     if not planned.plan:
-        raise ValueError(
+        raise UnsuitableError(
             f"target {target.name} quantizes nothing in this model; see 'modelmill check MODEL -t "
             f"{target.name}'"
         )
@@ -216,7 +221,9 @@ def _one(
             ready = time.perf_counter()
             assert target.runtime is not None
             timing = benches[target.runtime].time(path, feeds)
-        except DeploymentError as error:
+        except EngineMissing:
+            raise
+        except (DeploymentError, UnsuitableError) as error:
             seconds = time.perf_counter() - start
             yield Done(subject, platform, None, before, str(error), seconds)
             continue
@@ -231,7 +238,7 @@ def _measurement(structure: str, platform: Platform, timing: Timing) -> Measurem
     latency, machine = timing.latency, this_machine()
     return Measurement(
         model=structure,
-        platform=replace(platform, version=timing.version),
+        platform=platform,
         p50_ms=latency.p50_ms,
         p90_ms=latency.p90_ms,
         p99_ms=latency.p99_ms,

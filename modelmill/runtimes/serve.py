@@ -33,7 +33,7 @@ Reply = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 @dataclass
 class Held:
-    """A session, and the call that is timed, from its first series on the same input."""
+    """A session, and the call that was timed last, with its input."""
 
     session: Session
     call: Callable[[], object] | None = None
@@ -110,6 +110,8 @@ def _served(sessions: dict[int, Held], request: dict[str, Any], arrays: Arrays) 
             return {}, {}
         if request["what"] == "convert":
             return _convert(request), {}
+        if request["what"] == "turns":
+            return _turns(sessions, request)
         return _REQUESTS[request["what"]](sessions[request["slot"]], request, arrays)
     except RefusalError as error:
         return _refused(error.kind, str(error)), {}
@@ -176,22 +178,32 @@ def _run(held: Held, request: dict[str, Any], feeds: Arrays) -> Reply:
 
 
 def _time(held: Held, request: dict[str, Any], feeds: Arrays) -> Reply:
-    """Without feeds: on those of the series before."""
-    if feeds or held.call is None:
-        held.call = held.session.bind(feeds)
-    for _ in range(request["warmup"]):
-        held.call()
-    spans, worked = _time_ns(held.call, request["n"])
-    return {}, {"ns": spans, "cpu_ns": worked}
+    held.call = held.session.bind(feeds)
+    return {}, {"ns": _time_ns(held.call, request["warmup"], request["n"])[0]}
 
 
-def _time_ns(call: Callable[[], object], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nanoseconds of `n` calls, and for how many of them this process had a processor."""
+def _turns(sessions: dict[int, Held], request: dict[str, Any]) -> Reply:
+    """Series after series, each on the input that its session was timed with before."""
+    found = []
+    for slot, warmup, n in request["turns"]:
+        call = sessions[slot].call
+        assert call is not None, "time it once first"
+        found.append(_time_ns(call, warmup, n))
+    wall, cpu = (np.concatenate(side) for side in zip(*found, strict=True))
+    return {}, {"ns": wall, "cpu_ns": cpu}
+
+
+def _time_ns(call: Callable[[], object], warmup: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nanoseconds of `n` calls after `warmup` others, and for how many this process had a
+    processor.
+    """
     spans, worked = np.zeros(n, np.int64), np.zeros(n, np.int64)
     clock, work = time.perf_counter_ns, time.process_time_ns
     gc.collect()
     gc.disable()
     try:
+        for _ in range(warmup):
+            call()
         for i in range(n):
             begun = work()
             start = clock()

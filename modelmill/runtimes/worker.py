@@ -107,6 +107,28 @@ class Worker:
         path = _existing(path, self.runtime)
         return _open_in(self._process, self._opened, self.runtime, path, options)
 
+    def turns(
+        self, series: Sequence[tuple["RemoteSession", int, int]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Time sessions of this worker one after the other, without a word between the series.
+
+        Args:
+            series: (session, unmeasured inferences, inferences); each session was timed before,
+                and goes on with the feeds of that.
+
+        Returns:
+            Per series the milliseconds of each inference, and for how many of them the worker had a
+            processor, added up over its threads: of one thread, fewer mean that it was interrupted.
+
+        Raises:
+            DeploymentError: see `modelmill.runtimes.protocol`; the time limit covers all of it.
+        """
+        asked = {"turns": [(session.slot, warmup, n) for session, warmup, n in series]}
+        _, found = self._process.ask("turns", "time in turns", asked, {})
+        ends = np.cumsum([n for _, _, n in series])[:-1]
+        wall, cpu = (np.split(found[side] / 1e6, ends) for side in ("ns", "cpu_ns"))
+        return list(zip(wall, cpu, strict=True))
+
     def close(self) -> None:
         """End it with all its sessions. A second call does nothing."""
         self._process.stop()
@@ -183,7 +205,7 @@ class RemoteSession:
         slot: int = 0,
     ) -> None:
         self._process = process
-        self._slot = slot
+        self.slot = slot
         self._alone = slot == 0
         self._closed = False
         self.runtime = runtime
@@ -219,23 +241,10 @@ class RemoteSession:
             DeploymentError: see `modelmill.runtimes.protocol`; the time limit covers the series.
         """
         self._check_feeds(feeds)
-        spans, _ = self._series(feeds, warmup, n)
-        return spans
-
-    def time_again(self, warmup: int, n: int) -> tuple[list[float], list[float]]:
-        """The same on the feeds of the last call of `time`, which stay in the worker; and for how
-        many milliseconds of each inference the worker had a processor, added up over its threads:
-        with one thread, fewer than the inference took means that it was interrupted.
-
-        Raises:
-            DeploymentError: see `modelmill.runtimes.protocol`.
-        """
-        return self._series({}, warmup, n)
-
-    def _series(self, feeds: Arrays, warmup: int, n: int) -> tuple[list[float], list[float]]:
         asked = {"warmup": warmup, "n": n}
         _, results = self._ask("time", f"time {self.path.name}", asked, feeds)
-        return (results["ns"] / 1e6).tolist(), (results["cpu_ns"] / 1e6).tolist()
+        spans: list[float] = (results["ns"] / 1e6).tolist()
+        return spans
 
     def executed(self) -> list[ExecutedOp]:
         """The kernels that the engine runs after its own fusions, in order, each with its time.
@@ -262,7 +271,7 @@ class RemoteSession:
                 self._ask("drop", f"close {self.path.name}", {}, {})
 
     def _ask(self, what: str, doing: str, facts: dict[str, Any], arrays: Arrays) -> Answer:
-        return self._process.ask(what, doing, {"slot": self._slot, **facts}, arrays)
+        return self._process.ask(what, doing, {"slot": self.slot, **facts}, arrays)
 
     def __enter__(self) -> Self:
         return self
