@@ -1,7 +1,7 @@
 """Shared fixtures: the real data, and small graphs written as text."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,14 @@ from modelmill import ir
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as modelmill.cli.main does, before torch loads
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What commands keep goes into a database of this run, not into that of who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODELMILL_DB", str(tmp_path_factory.mktemp("database") / "records.db"))
+        yield
 
 
 @pytest.fixture(scope="session")

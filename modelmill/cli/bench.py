@@ -22,6 +22,7 @@ EPILOG = options.EXAMPLE + (
 @click.option("--threads", type=int, default=1, show_default=True, help="Of the engine.")
 @options.seed
 @options.timeout
+@options.database
 @options.form
 def bench(  # noqa: PLR0913 (a command's options)
     models: tuple[str, ...],
@@ -33,17 +34,20 @@ def bench(  # noqa: PLR0913 (a command's options)
     threads: int,
     seed: int,
     timeout: float,
+    db: str | None,
     form: str,
 ) -> None:
     """Time models on the engines of targets; all take turns, so that drift meets all alike.
 
-    The first MODEL is the reference of the others. Exit code 1: one of them is slower than it.
+    The first MODEL is the reference of the others. The latencies are kept in a database, see --db;
+    --db none keeps nothing. Exit code 1: one of them is slower than the first.
     """
     from modelmill.cli.progress import loading, watch
     from modelmill.cli.tables import print_json, print_table, speedup
 
     with loading():
         from modelmill.line.bench import bench as time_all
+        from modelmill.records import default_location
 
     with watch() as show:
         found = time_all(
@@ -56,6 +60,7 @@ def bench(  # noqa: PLR0913 (a command's options)
             threads=threads,
             seed=seed,
             timeout_s=timeout,
+            db=None if db == "none" else db or default_location(),
             show=show,
         )
     if form == "json":
@@ -74,6 +79,8 @@ def bench(  # noqa: PLR0913 (a command's options)
             f"batch {found.batch}, {threads} thread(s), input: {found.fed}; {machine.cpu}, "
             f"{machine.isa}"
         )
+        if found.database is not None:
+            click.echo(f"stored in {found.database}")
     sys.exit(0 if found.accepted else 1)
 
 

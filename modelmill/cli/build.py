@@ -98,7 +98,13 @@ BESIDE_MANIFEST = {"manifest", "out", "resume", "dry_run", "db", "form"}
 )
 @options.timeout
 @click.option("--allow-fallback", is_flag=True, help="Accept operators that fall back to float.")
-@click.option("--db", help="Database for the facts (path or URL). Default: OUT/records.db.")
+@click.option(
+    "--db",
+    envvar="MODELMILL_DB",
+    metavar="DATABASE",
+    help="Database (path or URL) that gets the facts besides OUT/records.db. Default: $MODELMILL_DB"
+    " if set, else none.",
+)
 @click.option(
     "--manifest",
     type=click.Path(path_type=Path),

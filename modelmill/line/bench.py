@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,16 @@ import numpy as np
 from modelmill import ir, tasks
 from modelmill.latency import Effort, Latency, Speedup, compare, measure
 from modelmill.line.artifact import engine_file, engines_of, find_card
+from modelmill.line.filing import check_database, described, measurement, platform_of
 from modelmill.line.inspect import Model, label, open_graph
+from modelmill.line.report import FLOAT
 from modelmill.line.show import SILENT, Show
 from modelmill.line.source import DataSource
+from modelmill.records.engine import masked
 from modelmill.records.machine import Machine, this_machine
+from modelmill.records.spool import deliver
 from modelmill.runtimes import RemoteSession, SessionOptions, open_session
+from modelmill.targets import load_target
 from modelmill.tasks import Card
 
 Feeds = dict[str, np.ndarray]
@@ -52,12 +57,15 @@ class Contender:
 
 @dataclass(frozen=True)
 class Bench:
-    """All contenders, engine by engine. fed: what they computed on. batch: images per inference."""
+    """All contenders, engine by engine. fed: what they computed on. batch: images per inference.
+    database: where the latencies were stored, None: nowhere.
+    """
 
     rows: tuple[Contender, ...]
     fed: str
     batch: int
     machine: Machine
+    database: str | None = None
 
     @property
     def accepted(self) -> bool:
@@ -71,6 +79,7 @@ class Bench:
             "batch": self.batch,
             "accepted": self.accepted,
             "machine": asdict(self.machine),
+            "database": self.database,
             "rows": [_row(row) for row in self.rows],
         }
 
@@ -103,6 +112,7 @@ def bench(  # noqa: PLR0913 (keyword arguments are the interface)
     seed: int = 0,
     timeout_s: float = 300.0,
     effort: Effort | None = None,
+    db: str | None = None,
     show: Show = SILENT,
 ) -> Bench:
     """Time models on engines, all of them in turns.
@@ -118,6 +128,7 @@ def bench(  # noqa: PLR0913 (keyword arguments are the interface)
         seed: of the random numbers and of the bootstrap.
         timeout_s: of a request.
         effort: how much measuring is done; None: the usual.
+        db: path or URL of a database that keeps the latencies; None: nothing is kept.
         show: who watches.
 
     Raises:
@@ -128,6 +139,7 @@ def bench(  # noqa: PLR0913 (keyword arguments are the interface)
     engines = engines_of(targets, runtimes)
     if not listed or not engines:
         raise ValueError("nothing to measure: give a model and an engine, for example -t ort_cpu")
+    check_database(db)
     graphs = [open_graph(model, card) for model in listed]
     feeds = [_feeds(*pair, data, card, batch, seed) for pair in zip(listed, graphs, strict=True)]
     sizes = {next(iter(f.values())).shape[0] for f in feeds}
@@ -148,8 +160,42 @@ def bench(  # noqa: PLR0913 (keyword arguments are the interface)
             turns = {f"{name} on {engine}": held for (engine, name), held in loaded.items()}
             found = measure(turns, feeds[0], effort or Effort())
         rows = _contenders(loaded, found, seed)
+    if db is not None:
+        db = _file(db, rows, dict(zip(names, graphs, strict=True)), targets, show)
     fed = "normal random numbers" if data is None else f"the first image of {data}"
-    return Bench(tuple(rows), fed, options.batch or 1, this_machine())
+    return Bench(tuple(rows), fed, options.batch or 1, this_machine(), db)
+
+
+def _file(
+    db: str,
+    rows: Sequence[Contender],
+    graphs: Mapping[str, ir.Graph],
+    targets: str | Sequence[str],
+    show: Show,
+) -> str | None:
+    """Keep the latencies: the database they are in, None if it cannot be reached. An engine that no
+    target was named for is a platform of its own name.
+    """
+    asked = [load_target(t) for t in ((targets,) if isinstance(targets, str) else targets)]
+    of_engine = {t.runtime: t.name for t in reversed(asked)}
+    models = {name: described(graph, name) for name, graph in graphs.items()}
+    measured = []
+    for row in rows:
+        graph = graphs[row.model]
+        coded = any(node.op_type == "DequantizeLinear" for node in ir.nodes(graph))
+        latency = row.latency if ir.is_batch_dynamic(graph) else replace(row.latency, batch=1)
+        target = of_engine.get(row.runtime) or Path(row.runtime).stem
+        platform = platform_of(target, row.version, "qdq" if coded else FLOAT, latency)
+        extra: dict[str, Any] = {"batch": row.latency.batch}
+        measured.append(measurement(models[row.model].structure, platform, latency, extra))
+    try:
+        done = deliver(db, measured, list(models.values()))
+    except ValueError as error:  # what was measured is worth telling all the same
+        show.say(f"not stored: {error}")
+        return None
+    if done.warning:
+        show.say(done.warning)
+    return None if done.waiting else masked(db)
 
 
 def _contenders(

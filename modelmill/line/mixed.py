@@ -22,6 +22,7 @@ from modelmill.line.show import Advance
 from modelmill.line.store import Json, key_of
 from modelmill.numerics import parse_precision
 from modelmill.records.database import Database
+from modelmill.records.engine import UnreachableError
 from modelmill.runtimes import SessionOptions
 from modelmill.search import Bench, Candidate, Goal, Notebook, choose
 from modelmill.targets import Target
@@ -130,7 +131,7 @@ def search(job: Job, target: Target, best: Attempt) -> Found:
         graph = rewritten(graph, target)
         wanted = replace(goal, calibrate=recipe.calibrate)
         where = base.where
-        database = Database(job.options.db or job.store.path("records.db"))
+        database = _database(job)
         options = SessionOptions(threads=1, timeout_s=job.options.timeout_s, batch=1)
         with ExitStack() as steps:
             choice = choose(
@@ -155,6 +156,16 @@ def search(job: Job, target: Target, best: Attempt) -> Found:
     for note in held["notes"]:
         job.show.say(f"{target.name}: {note}")
     return Found(held, base)
+
+
+def _database(job: Job) -> Database:
+    """Where times of layers are kept for all builds; for this one if that cannot be reached."""
+    if job.options.db is not None:
+        try:
+            return Database(job.options.db)
+        except UnreachableError as error:
+            job.show.say(f"{error}. Layers are timed anew")
+    return Database(job.store.path("records.db"))
 
 
 def _json(candidate: Candidate) -> Json:

@@ -42,7 +42,7 @@ class BuildOptions:
     flags: CPU flags of the machine that will run it, None for this one.
     keep_float: names of nodes that stay in float.
     simulate: images that the simulation runs on. timeout_s: of one engine request.
-    db: path or URL, None for OUT/records.db.
+    db: path or URL of a database that gets the facts besides OUT/records.db.
     """
 
     model: str | Path | Graph

@@ -44,6 +44,7 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
     asked = [at_precision(load_target(name), options.base_precision) for name in options.targets]
     chosen = {target.name: target for target in asked}
     check_engines(asked, options)
+    filing.check_database(options.db)
     source = load_source(options.model, options.card)
     recipe = options.recipe or replace(default_recipe(source.task.name), effort=options.effort)
     options = o = replace(options, recipe=recipe)
@@ -105,7 +106,8 @@ def build(options: BuildOptions, show: Show = SILENT) -> Report:
     attempts = {n: {**k.attempt.to_json(), "units": k.log["units"]} for n, k in kept.items()}
     store.write_json("manifest.json", {**made, "attempts": attempts})
     store.write("report.html", page.render(report, store, logs).encode())
-    filing.file_records(report, options, store, manifest.build_id(key))
+    filing.file_records(report, options, store, manifest.build_id(key), show)
+    filing.file_latencies(job, report, manifest.build_id(key))
     return report
 
 

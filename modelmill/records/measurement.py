@@ -20,8 +20,9 @@ class Platform:
     device     name of the processor
     isa        its best instruction set for 8-bit arithmetic, as `Machine.isa` words it
     threads    of the engine
-    precision  "float", or bits of weights and activations: "w8a8"
-    batch      images per inference
+    precision  "float", bits of weights and activations such as "w8a8", or "qdq" for a file that
+               holds its own quantization
+    batch      what an open batch was set to; 1 where the file says it
     """
 
     target: str

@@ -44,7 +44,7 @@ def spool_path(location: str | os.PathLike[str]) -> Path:
 
 
 def deliver(
-    location: str | os.PathLike[str],
+    to: Latencies | str | os.PathLike[str],
     measurements: Sequence[Measurement],
     models: Sequence[ModelFacts] = (),
     timeout_s: float = 30.0,
@@ -52,13 +52,15 @@ def deliver(
     """Store measurements and what is known of their models, and what waits for this database; where
     it cannot be written now, let them wait.
 
+    to: an open database, or its path or URL, which is then opened with `timeout_s`.
+
     Raises:
         ValueError: it can never be written (a file of another kind, a newer version), or they
             cannot even wait.
     """
-    spool = spool_path(location)
+    spool = spool_path(to.database.location if isinstance(to, Latencies) else to)
     try:
-        there = Latencies(Database(location, timeout_s))
+        there = to if isinstance(to, Latencies) else Latencies(Database(to, timeout_s))
         there.add_models(models)
         stored = there.add(measurements)
         late, warning = _deliver_waiting(spool, there) if spool.exists() else (0, "")

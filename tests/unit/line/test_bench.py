@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from modelmill import ir
 from modelmill.line.bench import bench
+from modelmill.records import Database, Latencies
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -102,3 +104,44 @@ def test_nothing_to_do(tiny):
         bench(tiny.model)
     with pytest.raises(ValueError, match="nothing to measure"):
         bench([], "ort_cpu")
+
+
+def test_what_is_measured_is_kept(conv, tmp_path):
+    db = tmp_path / "mine.db"
+    graph = conv(16)
+    found = bench([graph, conv(24)], ["ort_cpu", "openvino_cpu"], batch=2, db=str(db))
+    assert found.database == str(db)
+    there = Latencies(Database(db))
+    assert there.count() == 4
+    (kept,) = there.find(ir.structure(graph), there.platforms("openvino_cpu"))
+    row = next(r for r in found.rows if (r.model, r.runtime) == ("conv16", "openvino"))
+    assert (kept.p50_ms, kept.n, kept.noise) == (
+        row.latency.p50_ms,
+        row.latency.n,
+        row.latency.noise,
+    )
+    assert kept.platform.name == "openvino_cpu float, batch 2"
+    assert kept.platform.version == row.version
+    assert {m.name for m in there.models()} == {"conv16", "conv24"}
+    assert bench(graph, runtimes="onnxruntime", db=str(db)).rows[0].latency.batch == 1
+    (own,) = there.platforms("onnxruntime")  # no target was named
+    assert own.batch == 1
+
+
+def test_nothing_is_kept_unless_asked(conv, tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELMILL_DB", str(tmp_path / "mine.db"))
+    assert bench(conv(16), "ort_cpu").database is None
+    assert not (tmp_path / "mine.db").exists()
+
+
+def test_a_file_with_codes_says_so(tmp_path, demo_build):
+    db = tmp_path / "mine.db"
+    bench([str(demo_build / "artifacts/ort_cpu.onnx")], "ort_cpu", db=str(db))
+    assert [p.name for p in Latencies(Database(db)).platforms()] == ["ort_cpu qdq"]
+
+
+def test_a_database_that_is_none_is_told_before_measuring(conv, tmp_path):
+    wrong = tmp_path / "wrong.db"
+    wrong.write_text("none" * 1000)
+    with pytest.raises(ValueError, match="is not an SQLite database"):
+        bench(conv(16), "ort_cpu", db=str(wrong))

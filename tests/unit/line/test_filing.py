@@ -72,3 +72,32 @@ def test_a_failed_deployment_has_no_facts(filed):
 
 def test_another_database(filed, tmp_path):
     assert len(filed([DEPLOYMENT], ["deploy-ort_cpu"], db=str(tmp_path / "all.db"))) == 9
+
+
+class Told:
+    def __init__(self):
+        self.words = []
+
+    def say(self, text):
+        self.words.append(text)
+
+
+def test_a_database_that_cannot_be_reached_loses_nothing(tmp_path):
+    db = str(tmp_path / "no folder" / "all.db")
+    store = Store(tmp_path / "out", resume=True)
+    store.redone.append("deploy-ort_cpu")
+    report = Report(
+        {"name": "m", "fingerprint": "f00"}, "classification", "top1",
+        {"score": 0.8, "n": 100, "metrics": {}}, (DEPLOYMENT,), True, (), 0.01, 1.0, 1.0,
+    )  # fmt: skip
+    options = BuildOptions("m.onnx", "d", ("ort_cpu",), tmp_path / "out", db=db)
+    told = Told()
+    file_records(report, options, store, "build7", told)
+    assert len(Database(tmp_path / "out" / "records.db").query()) == 9
+    assert "check that the folder exists" in told.words[0]
+    assert f"modelmill latency merge {tmp_path / 'out' / 'records.db'}" in told.words[0]
+
+
+def test_the_database_of_the_build_by_name_gets_each_once(filed, tmp_path):
+    own = str(tmp_path / "out" / "records.db")
+    assert len(filed([DEPLOYMENT], ["deploy-ort_cpu"], db=own)) == 9

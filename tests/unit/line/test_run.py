@@ -18,6 +18,7 @@ from modelmill.line.manifest import options_from
 from modelmill.line.options import BuildOptions
 from modelmill.line.run import build
 from modelmill.records.database import Database
+from modelmill.records.latencies import Latencies
 from modelmill.tasks import load_card
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -131,12 +132,50 @@ def test_every_fact_is_in_the_database(built):
     assert len({r.build for r in found}) == 1
 
 
+def test_every_latency_is_a_measurement(built, tiny):
+    report, out = built
+    there = Latencies(Database(out / "records.db"))
+    given, cleaned = (ir.load(p) for p in (tiny.model, out / "artifacts/float.onnx"))
+    for d in report.deployments:
+        details = json.loads((out / f"details/{d.target}.json").read_bytes())
+        kinds = [("w8a8", "quantized", given, d.latency_ms)]
+        kinds += [("float", "float", cleaned, d.float_latency_ms)]
+        for precision, kind, graph, told in kinds:
+            (found,) = there.find(ir.structure(graph), there.platforms(d.target, precision))
+            held = details["latency_samples_ms"][kind]
+            assert np.concatenate(found.samples_ms) == pytest.approx(np.concatenate(held), abs=1e-6)
+            assert found.n == told.n and found.p50_ms == pytest.approx(told.p50, abs=1e-4)
+            assert (found.platform.version, found.platform.threads) == (d.version, told.threads)
+    assert there.count() == 4
+    model = there.models(structures=[ir.structure(given)])[0]
+    assert model.name == report.model["name"] and model.facts["macs"] == report.model["macs"]
+    assert ir.structure(ir.from_skeleton(model.skeleton)) == ir.structure(given)
+
+
+def test_a_database_of_the_user_gets_the_same(options, tmp_path):
+    mine = tmp_path / "mine.db"
+    asked = options(tmp_path / "out", targets=("ort_cpu",), simulate=2, db=str(mine))
+    build(asked)
+    own, other = Database(tmp_path / "out" / "records.db"), Database(mine)
+    assert other.query() == own.query() and len(own.query()) == 9
+    assert Latencies(other).find() == Latencies(own).find() and Latencies(own).count() == 2
+
+
+def test_a_database_that_is_none_is_told_at_the_start(options, tmp_path):
+    wrong = tmp_path / "wrong.db"
+    wrong.write_text("none" * 1000)
+    with pytest.raises(ValueError, match="is not an SQLite database"):
+        build(options(tmp_path / "out", db=str(wrong)))
+    assert not (tmp_path / "out").exists()
+
+
 def test_resume_after_a_whole_build_files_nothing_twice(built, options):
     report, out = built
     before = len(Database(out / "records.db").query())
     again = build(options(out, resume=True))
     assert again.deployments == report.deployments and again.float_score == report.float_score
     assert len(Database(out / "records.db").query()) == before
+    assert Latencies(Database(out / "records.db")).count() == 4
     steps = json.loads((out / "manifest.json").read_bytes())["steps"]
     assert steps["done"] == [] and len(steps["reused"]) == 10
 
