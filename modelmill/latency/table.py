@@ -1,0 +1,86 @@
+"""What predictors learn from: graphs as features, and their latencies on several platforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from modelmill.latency.features import GraphFeatures
+
+
+@dataclass(frozen=True)
+class Table:
+    """Measured models.
+
+    graphs     features of M models
+    log_ms     (M, P) natural logarithm of the median latency in ms; nan: not measured
+    platforms  names of the P columns
+    names      of the models, for people; families: "" unknown; structures: keys of the database
+    """
+
+    graphs: tuple[GraphFeatures, ...]
+    log_ms: np.ndarray
+    platforms: tuple[str, ...]
+    names: tuple[str, ...]
+    families: tuple[str, ...]
+    structures: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        count = len(self.graphs)
+        if self.log_ms.shape != (count, len(self.platforms)):
+            raise ValueError(
+                f"latencies of shape {self.log_ms.shape} for {count} models on "
+                f"{len(self.platforms)} platforms"
+            )
+        if not len(self.names) == len(self.families) == len(self.structures) == count:
+            raise ValueError("names, families and structures: one of each per model")
+
+    def __len__(self) -> int:
+        return len(self.graphs)
+
+    def at(self, rows: Sequence[int] | np.ndarray) -> Table:
+        """The table of these models, in that order."""
+        return Table(
+            tuple(self.graphs[i] for i in rows),
+            self.log_ms[np.asarray(rows, dtype=np.int64)],
+            self.platforms,
+            tuple(self.names[i] for i in rows),
+            tuple(self.families[i] for i in rows),
+            tuple(self.structures[i] for i in rows),
+        )
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far predictions are off: `mape` the mean of |predicted / measured - 1|, `within` the part
+    of models that are off by at most a tenth, `n` how many; nan for none.
+    """
+
+    mape: float
+    within: float
+    n: int
+
+
+def errors(predicted: np.ndarray, measured: np.ndarray) -> Errors:
+    """Errors of logarithms of latencies, over all pairs where both are known."""
+    known = np.isfinite(predicted) & np.isfinite(measured)
+    if not known.any():
+        return Errors(float("nan"), float("nan"), 0)
+    off = np.abs(np.expm1(predicted[known] - measured[known]))
+    return Errors(float(off.mean()), float((off <= 0.1).mean()), int(known.sum()))
+
+
+def folds(table: Table, count: int, seed: int) -> np.ndarray:
+    """(M,) number of a fold for each model, drawn evenly within each family, so that every part
+    holds of everything.
+    """
+    random = np.random.default_rng(seed)
+    members: dict[str, list[int]] = {}
+    for row, family in enumerate(table.families):
+        members.setdefault(family, []).append(row)
+    order = [row for rows in members.values() for row in random.permutation(rows)]
+    found = np.empty(len(table), dtype=np.int64)
+    found[order] = np.arange(len(table)) % count
+    return found
