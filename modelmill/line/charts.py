@@ -243,9 +243,14 @@ def scatter(
 
 
 def heaps(
-    axis: Axis, edges: Sequence[float], counts: Sequence[int], kind: str, titles: Sequence[str]
+    axis: Axis,
+    edges: Sequence[float],
+    counts: Sequence[int],
+    kind: str,
+    titles: Sequence[str],
+    marks: Sequence[Mark] = (),
 ) -> str:
-    """A histogram that was counted already: counts (N,) between edges (N + 1,).
+    """A histogram that was counted already: counts (N,) between edges (N + 1,); marks are lines.
 
     The fullest bin is as high as the field, and a bin with anything in it is seen.
     """
@@ -259,6 +264,9 @@ def heaps(
                 f'width="{axis.at(high) - x:.3f}%" height="{tall:.1f}"><title>{escape(title)}'
                 "</title></rect>"
             )
+    for mark in marks:
+        x, title = axis.at(mark.value), f"<title>{escape(mark.title)}</title>"
+        drawn.append(_line(x, 0, x, height, mark.kind, title))
     return svg(f"histogram of {sum(counts):,} values", height, drawn)
 
 
