@@ -101,8 +101,10 @@ def _regress(linear_NX: Array, place_NF: Array, known: Array, target: Array, see
     )
     gram = 1 + a * linear + b * np.exp(-distance / (2 * length**2))
     weights = cho_solve(cho_factor(gram + noise * np.eye(len(known))), target)
-    between = squares(place_NF, place_NF[known])
-    near_N = np.exp(-between / (2 * length**2)) @ weights
+    near_N = np.empty(len(place_NF))
+    for rows in np.array_split(np.arange(len(place_NF)), len(place_NF) // 1000 + 1):
+        between = squares(place_NF[rows], place_NF[known])  # in parts, which stay in the cache
+        near_N[rows] = np.exp(between / (-2 * length**2)) @ weights
     return np.asarray(weights.sum() + a * (linear_NX @ (linear_NX[known].T @ weights)) + b * near_N)
 
 
