@@ -98,11 +98,9 @@ def write_build(folder: Path, build: str = "", page: bool = True) -> None:
         (folder / "report.html").write_text("<!DOCTYPE html><title>r</title><style>p{}</style>hi")
 
 
-@pytest.fixture(scope="session")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database."""
-    path = tmp_path_factory.mktemp("web") / "records.db"
-    database, draw = Database(path), np.random.default_rng(0)
+def fill(location: str) -> None:
+    """Write what the tests know to an empty database."""
+    database, draw = Database(location), np.random.default_rng(0)
     latencies = Latencies(database)
     latencies.add_models(
         ModelFacts(
@@ -123,7 +121,22 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     database.add(deployed("b0b0b0b0b0b0b0b0", "ort_cpu", HOSTILE, timed))
     database.add(deployed("c0c0c0c0c0c0c0c0", "ort_cpu", "elsewhere", timed))
     database.add(deployed("c0c0c0c0c0c0c0c0", "emulated", "elsewhere", facts))  # not timed
+
+
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file."""
+    path = tmp_path_factory.mktemp("web") / "records.db"
+    fill(str(path))
     return path
+
+
+@pytest.fixture
+def filled_server(request: pytest.FixtureRequest) -> str:
+    """The same in PostgreSQL, by its URL."""
+    url: str = request.getfixturevalue("postgresql").new_url()
+    fill(url)
+    return url
 
 
 @pytest.fixture(scope="session")

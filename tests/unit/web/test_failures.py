@@ -102,6 +102,35 @@ def test_which_hosts_are_this_machine_alone(host, loopback):
     assert bool(names_of(host)) is loopback
 
 
+def test_postgresql_says_the_same(filled_server, filled, folders):
+    sites = [open_site(str(where), [folders]) for where in (filled_server, filled)]
+    server, file = (TestClient(create(site, "x")) for site in sites)
+    key = file.get("/platforms.json").json()["platforms"][1]["key"]
+    more = (
+        "/models?family=vgg", "/models?sort=-name", "/models?q=NET-04", f"/models/{5:064x}",
+        f"/platforms/{key}", f"/platforms/{key}?sort=fastest", "/measurements?family=vgg",
+        "/measurements/1", f"/builds/{'b0' * 8}", "/search?q=vgg",
+    )  # fmt: skip
+    for path in (*PAGES, *more):
+        place, _, query = path.partition("?")
+        address = f"{place if place != '/' else '/index'}.json?{query}"
+        while address is not None:
+            said, expected = (client.get(address) for client in (server, file))
+            assert said.status_code == 200 and said.json() == expected.json(), address
+            following = said.json().get("next")
+            address = following and following.replace("?", ".json?")
+    with pytest.raises(ValueError, match="read-only"):
+        sites[0].reader.database.add(Database(filled).query()[:1])
+
+
+def test_a_zero_byte_is_in_no_name(filled):
+    with TestClient(create(open_site(str(filled), []), "x")) as client:
+        for path in ("/search?q=%00", "/models?after=%00+x", "/models/%00", "/builds/x%00.json"):
+            answer = client.get(path)
+            assert answer.status_code == 400 and "zero byte" in answer.text
+            assert "content-security-policy" in answer.headers
+
+
 def test_a_strangers_name_is_refused(filled):
     site = open_site(str(filled), [])
     app = create(site, "x", names_of("127.0.0.1"))

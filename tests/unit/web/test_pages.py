@@ -137,7 +137,7 @@ def test_what_cannot_be_answered(client, path, status, words):
     [
         "/builds/../../etc/passwd", "/builds/..%2f..%2fetc%2fpasswd", "/builds/%2e%2e/report.html",
         "/builds/..%5c../report.html", "/builds/deep/report.html", "/builds//etc/report.html",
-        "/style.css/../app.py", "/../../../etc/passwd", "/builds/%00/report.html",
+        "/style.css/../app.py", "/../../../etc/passwd",
     ],
 )  # fmt: skip
 def test_no_way_out_of_the_folders(client, path):
