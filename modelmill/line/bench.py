@@ -142,10 +142,7 @@ def bench(  # noqa: PLR0913 (keyword arguments are the interface)
     check_database(db)
     graphs = [open_graph(model, card) for model in listed]
     feeds = [_feeds(*pair, data, card, batch, seed) for pair in zip(listed, graphs, strict=True)]
-    sizes = {next(iter(f.values())).shape[0] for f in feeds}
-    if len(sizes) > 1:
-        raise ValueError(f"the models have different batches, {sorted(sizes)}; time them apart")
-    options = SessionOptions(threads, timeout_s, batch=sizes.pop())
+    options = SessionOptions(threads, timeout_s, batch=_common_batch(feeds))
     names = _names([label(model) for model in listed])
     with ExitStack() as stack:
         paths = [
@@ -160,14 +157,20 @@ def bench(  # noqa: PLR0913 (keyword arguments are the interface)
             turns = {f"{name} on {engine}": held for (engine, name), held in loaded.items()}
             found = measure(turns, feeds[0], effort or Effort())
         rows = _contenders(loaded, found, seed)
-    if db is not None:
-        db = _file(db, rows, dict(zip(names, graphs, strict=True)), targets, show)
+    db = _file(db, rows, dict(zip(names, graphs, strict=True)), targets, show)
     fed = "normal random numbers" if data is None else f"the first image of {data}"
     return Bench(tuple(rows), fed, options.batch or 1, this_machine(), db)
 
 
+def _common_batch(feeds: Sequence[Feeds]) -> int:
+    sizes = {next(iter(f.values())).shape[0] for f in feeds}
+    if len(sizes) > 1:
+        raise ValueError(f"the models have different batches, {sorted(sizes)}; time them apart")
+    return int(sizes.pop())
+
+
 def _file(
-    db: str,
+    db: str | None,
     rows: Sequence[Contender],
     graphs: Mapping[str, ir.Graph],
     targets: str | Sequence[str],
@@ -176,6 +179,8 @@ def _file(
     """Keep the latencies: the database they are in, None if it cannot be reached. An engine that no
     target was named for is a platform of its own name.
     """
+    if db is None:
+        return None
     asked = [load_target(t) for t in ((targets,) if isinstance(targets, str) else targets)]
     of_engine = {t.runtime: t.name for t in reversed(asked)}
     models = {name: described(graph, name) for name, graph in graphs.items()}
