@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -58,7 +59,8 @@ def strip(measurement: Json) -> str:
     p50, p90, p99 = (measurement[f"{p}_ms"] for p in ("p50", "p90", "p99"))
     # A few slow samples must not press all others together.
     axis = charts.span([min(float(flat.min()), p50), min(p99, 3 * p50)], 0.1)
-    counts, edges = np.histogram(flat, np.linspace(axis.low, axis.high, charts.BINS + 1))
+    bins = min(charts.BINS, round(4 * math.sqrt(flat.size)))
+    counts, edges = np.histogram(flat, np.linspace(axis.low, axis.high, bins + 1))
     pairs = zip(edges, edges[1:], counts, strict=False)
     titles = [f"{low:.4g} to {high:.4g} ms: {count:,}" for low, high, count in pairs]
     named = (("p50", p50), ("p90", p90), ("p99", p99))
@@ -66,7 +68,7 @@ def strip(measurement: Json) -> str:
     texts = [f"{t:g}" for t in axis.ticks()]
     drawn = charts.heaps(axis, edges.tolist(), counts.tolist(), "heap", titles, marks)
     beyond = int((flat > axis.high).sum())
-    label = f"ms; {beyond:,} slower samples lie beyond the right edge" if beyond else "ms"
+    label = f"ms; slower, beyond the right edge: {beyond:,}" if beyond else "ms"
     return _field(drawn, axis, texts, label, wide=False)
 
 

@@ -7,6 +7,7 @@ is right to the width of a bin (6 % of the value), and the pages say "about".
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -102,12 +103,16 @@ def _quantile(edges: np.ndarray, counts: np.ndarray, share: float) -> float | No
 
 
 def histogram(edges: np.ndarray, counts: np.ndarray) -> dict[str, list[float] | list[int]]:
-    """The bins that hold anything, joined until they are at most MOST_BINS: {edges, counts}."""
+    """The bins that hold anything, joined until few enough are left: {edges, counts}.
+
+    At most MOST_BINS, and fewer where there is little to count.
+    """
     there = np.flatnonzero(counts)
     if not there.size:
         return {"edges": [], "counts": []}
     low, high = int(there[0]), int(there[-1]) + 1
-    wide = -(-(high - low) // MOST_BINS)
+    most = min(MOST_BINS, max(10, round(2 * math.sqrt(counts.sum()))))
+    wide = -(-(high - low) // most)
     starts = np.arange(low, high, wide)
     joined = np.add.reduceat(counts[:high], starts)
     ends = [*edges[starts].tolist(), float(edges[high])]

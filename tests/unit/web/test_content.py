@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelmill.records import Database, Latencies, Measurement, Platform
-from modelmill.web import drawing, tally
+from modelmill.web import drawing, reader, tally
 from modelmill.web.reader import Reader
 from modelmill.web.tally import Tally
 
@@ -117,6 +117,12 @@ def test_a_measurement(said, client):
     assert page.count('class="sample"') == 320 and 'class="heap"' in page
     without = next(id for id in by_id if id not in kept)
     assert "were not kept" in client.get(f"/measurements/{without}").text
+
+
+def test_the_name_of_a_prediction_is_that_under_which_it_is_stored():
+    from modelmill.line.latency_query import PREDICTED
+
+    assert reader.PREDICTED == PREDICTED
 
 
 def test_predictions(said, client):
