@@ -106,6 +106,7 @@ class Bench:
     _reference: RemoteSession | None = None
     _runs: int = 1
     _on_this_thread: bool = False
+    _folder: tempfile.TemporaryDirectory[str] | None = None
     _used: int = 0
 
     def time(self, path: Path, feeds: Mapping[str, np.ndarray]) -> Timing:
@@ -131,6 +132,8 @@ class Bench:
         """End the worker; the next model starts another."""
         if self._worker is not None:
             self._worker.close()
+        if self._folder is not None:
+            self._folder.cleanup()
         self._worker, self._reference, self._used = None, None, 0
 
     def __enter__(self) -> Self:
@@ -152,10 +155,10 @@ class Bench:
             return self._reference
         self._worker = Worker(self.runtime, self.options.timeout_s)
         graph = zoo.reference()
-        with tempfile.TemporaryDirectory(prefix="modelmill-") as folder:
-            path = Path(folder) / "reference.onnx"
-            ir.save(graph, path)
-            self._reference = self._worker.open(path, self.options)
+        self._folder = tempfile.TemporaryDirectory(prefix="modelmill-")
+        path = Path(self._folder.name) / "reference.onnx"
+        ir.save(graph, path)
+        self._reference = self._worker.open(path, self.options)
         session = self._reference
         once = median(session.time(random_feeds(graph), 10, 20))
         self._runs = max(3, round(self.pace.reference_ms / once))
