@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxruntime", "openvino", "cv2", "pycocotools", "sklearn",
-         "scipy", "sqlalchemy"}  # fmt: skip
+         "scipy", "sqlalchemy", "fastapi", "uvicorn"}  # fmt: skip
 # Distributions whose modules have another name.
 MODULES = {
     "apache_tvm": "tvm", "ethos_u_vela": "ethosu", "iree_base_compiler": "iree", "mnn": "MNN",
