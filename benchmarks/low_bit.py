@@ -66,8 +66,9 @@ class Row:
         return f"{ranges}{self.algorithm}{effort}, {where}"
 
 
-def _all(model: str, bits: str, *more: Row) -> tuple[Row, ...]:
-    return (Row(model, "float", "float"), *(Row(model, bits, a) for a in ALGORITHMS), *more)
+def _all(model: str, bits: str, *more: Row, effort: str = "normal") -> tuple[Row, ...]:
+    learned = (Row(model, bits, a, effort) for a in ALGORITHMS[1:])
+    return (Row(model, "float", "float"), Row(model, bits, "round"), *learned, *more)
 
 
 W2A4, W2A4_HIGH = Row(CIFAR, "w2a4", "qdrop"), Row(CIFAR, "w2a4", "qdrop", "high")
@@ -87,7 +88,7 @@ SETS = {
     "w4a4": _all(CIFAR, "w4a4", W4A4_QUICK),
     "w3a3": _all(CIFAR, "w3a3"),
     "w2a2": _all(CIFAR, "w2a2"),
-    "resnet56": (*_all(DEEP, "w3a3"), *_all(DEEP, "w2a2")[1:]),
+    "resnet56": (*_all(DEEP, "w3a3", effort="quick"), *_all(DEEP, "w2a2", effort="quick")[1:]),
     "mobilenet": _all(
         MOBILE,
         "w4a8",
@@ -354,7 +355,9 @@ def body(found: dict[Row, list[Facts]], verdicts: Sequence[Sequence[str]], rehea
          "file, bytes", "int / float p50"),
         (_deployed(row, facts) for row, facts in found.items() if row.deployed),
     )  # fmt: skip
-    lines += _section("Order found, best first:", ("model", "bits", "order"), _orders(simulated))
+    lines += _section(
+        "Order found, best first:", ("model", "bits", "effort", "order"), _orders(simulated)
+    )
     lines += _section(
         "For comparison, QDrop's own code on the same files, 1,024 images, measured earlier on "
         "another machine with two cores (one seed):",
@@ -441,15 +444,22 @@ def judge(found: dict[Row, list[Facts]]) -> Iterator[tuple[str, ...]]:
 
 
 def _orders(found: dict[Row, list[Facts]]) -> Iterator[tuple[str, ...]]:
-    """The algorithms at their default iterations, by mean score."""
-    groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
+    """The algorithms of one effort, and rounding, by mean score."""
+    groups: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
+    rounded: dict[tuple[str, str], float] = {}
     for row, facts in found.items():
-        if row.effort == "normal" and row.ranges == "mse" and row.algorithm in ALGORITHMS:
+        if row.ranges == "mse" and not row.equalized and row.algorithm in ALGORITHMS:
             score = mean(f["score"] for f in facts)
-            groups.setdefault((row.model, row.bits), []).append((score, row.algorithm))
-    for (model, bits), held in groups.items():
-        order = sorted(held, reverse=True)
-        yield model, bits, ", ".join(f"{name} {score:.2f}" for score, name in order)
+            if row.algorithm == "round":
+                rounded[row.model, row.bits] = score
+            else:
+                key = row.model, row.bits, row.effort
+                groups.setdefault(key, []).append((score, row.algorithm))
+    for (model, bits, effort), held in groups.items():
+        if len(held) > 1:
+            held += [(rounded[model, bits], "round")] if (model, bits) in rounded else []
+            order = sorted(held, reverse=True)
+            yield model, bits, effort, ", ".join(f"{name} {score:.2f}" for score, name in order)
 
 
 if __name__ == "__main__":

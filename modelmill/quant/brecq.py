@@ -30,8 +30,8 @@ from modelmill.quant.reconstruct import (
 class Brecq:
     """The BRECQ step. iterations: per block, of `batch` images; steps: further ones for the steps
     of activations. fisher: weight errors by the squared gradient of the network's outputs. tune:
-    iterations, at the end, in which steps and biases of the whole network are learned together (not
-    in the paper; 0 for none).
+    iterations, at the end, in which the whole network is learned together (not in the paper; 0 for
+    none).
     """
 
     iterations: int = 150

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from modelmill.executor.fake import FakeQuantize
 from modelmill.numerics import Encoding
+from modelmill.quant.augment import augmented
 from modelmill.quant.caches import Cache
 from modelmill.quant.rounding import Masks, Rounding, Step
 
@@ -38,8 +39,8 @@ class Settings:
     half a cosine (Adam). drop: share of activation elements left in float. fisher: weight errors by
     the squared gradient of the network's outputs. afterwards: further iterations in which, the
     roundings fixed, the steps of activations are learned alone. tune: iterations, after all units,
-    in which steps and biases of the whole network are learned together, tune_batch images at a
-    time, at tune_rate; from each image and its copies, mirrored and shifted, so often in all.
+    in which the whole network is learned together, tune_batch images at a time, each altered anew:
+    steps and biases at tune_rate, roundings at turn_rate.
     """
 
     iterations: int
@@ -53,7 +54,7 @@ class Settings:
     tune: int = 0
     tune_rate: float = 1e-2
     tune_batch: int = 64
-    copies: int = 8
+    turn_rate: float = 3e-2
     seed: int = 0
 
 
@@ -62,17 +63,20 @@ class Problem:
     """One unit and its data.
 
     run: (inputs and weights, quantizers) -> outputs. inputs: each on the quantized and on the float
-    path. targets: outputs of the float unit. weights: with their encodings. biases: those that
+    path. targets: outputs of the float unit. weights: with their calibrated encodings. chosen:
+    those that were learned before, with theirs. biases: those that
     `tune` learns. quantizers: of what the unit reads and makes for itself, as calibrated. groups:
     values among them whose step may be learned, those that share one together, where they have
     fewer than `learned_bits`. learned_on: the first so many of all images; the others judge.
-    fixed_batch: the batch the graph insists on.
+    fixed_batch: the batch the graph insists on. again: the float unit, for pictures that are
+    altered before they are shown; None where what it reads are not pictures.
     """
 
     run: Callable[[Mapping[str, Tensor], Quantizers], dict[str, Tensor]]
     inputs: Mapping[str, tuple[Cache, Cache]]
     targets: Mapping[str, Cache]
     weights: Mapping[str, tuple[Tensor, Encoding]]
+    chosen: Mapping[str, tuple[Tensor, Encoding]]
     biases: Mapping[str, Tensor]
     quantizers: Mapping[str, FakeQuantize]
     groups: Sequence[tuple[str, ...]]
@@ -81,6 +85,7 @@ class Problem:
     learned_on: int
     images: int
     fixed_batch: int | None
+    again: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,13 +115,11 @@ def learn(problem: Problem, settings: Settings, seed: int) -> Learned:
     after = work.judge()
     if not after <= before:  # worse, or NaN
         return Learned(before, before)
-    codes = [r.flipped() for r in work.roundings.values()]
-    flipped = sum(int(c.sum()) for c in codes) / sum(c.numel() for c in codes)
-    return Learned(before, after, round(flipped, 4), False, *work.found())
+    return Learned(before, after, work.flipped(), False, *work.found())
 
 
 def tune(problem: Problem, settings: Settings, seed: int) -> Learned:
-    """Learn steps and biases alone, the roundings of the problem's weights as they are."""
+    """Learn everything that is free, from pictures altered anew in every iteration."""
     longer = replace(settings, batch=settings.tune_batch)
     work = _Work(problem, longer, torch.Generator().manual_seed(seed))
     before = work.judge()
@@ -124,7 +127,7 @@ def tune(problem: Problem, settings: Settings, seed: int) -> Learned:
     after = work.judge()
     if not after <= before:
         return Learned(before, before)
-    return Learned(before, after, 0.0, False, *work.found())
+    return Learned(before, after, work.flipped(), False, *work.found())
 
 
 class _Work:
@@ -136,6 +139,8 @@ class _Work:
             name: Rounding(w, encoding, settings.weight_rate > 0 and not encoding.spec.power_of_two)
             for name, (w, encoding) in problem.weights.items()
         }
+        for name, held in problem.chosen.items():
+            self.roundings[name].resume(*held)
         # biases move in parts of their own size
         self.moves = {name: torch.zeros_like(b) for name, b in problem.biases.items()}
         self.sizes = {name: float(b.abs().mean()) for name, b in problem.biases.items()}
@@ -157,21 +162,36 @@ class _Work:
 
     def loss(self, rows: Tensor | slice, drop: float | None, quantizers: Quantizers) -> Tensor:
         """Per image, relative to the energy of the outputs. drop None: nothing is left in float."""
+        inputs, targets = self._read(rows, drop)
         feeds: dict[str, Tensor] = {n: r.weight() for n, r in self.roundings.items()}
-        feeds |= {name: self.bias(name) for name in self.moves}
+        feeds |= {name: self.bias(name) for name in self.moves} | inputs
+        total = torch.zeros(())
+        for name, y in self.problem.run(feeds, quantizers).items():
+            error = (y - targets[name]).square()
+            if drop is not None and name in self.problem.fisher:
+                error = error * self.problem.fisher[name]
+            total = total + error.sum() / (len(y) * self.energy[name])
+        return total
+
+    def _read(
+        self, rows: Tensor | slice, drop: float | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the unit reads and what it shall make of it."""
+        if self.problem.again is not None and drop is not None:
+            seen = {
+                name: augmented(real.rows(rows), self.generator)
+                for name, (_, real) in self.problem.inputs.items()
+            }
+            with torch.no_grad():
+                return seen, self.problem.again(seen)
+        found = {}
         for name, (quantized, real) in self.problem.inputs.items():
             x = quantized.rows(rows)
             if drop and drop < 1 and x.is_floating_point():
                 mask = self.masks.like(x)
                 x = x if mask is None else torch.where(mask, real.rows(rows), x)
-            feeds[name] = x
-        total = torch.zeros(())
-        for name, y in self.problem.run(feeds, quantizers).items():
-            error = (y - self.problem.targets[name].rows(rows)).square()
-            if drop is not None and name in self.problem.fisher:
-                error = error * self.problem.fisher[name]
-            total = total + error.sum() / (len(y) * self.energy[name])
-        return total
+            found[name] = x
+        return found, {name: cache.rows(rows) for name, cache in self.problem.targets.items()}
 
     def bias(self, name: str) -> Tensor:
         """A bias as it is learned."""
@@ -207,10 +227,11 @@ class _Work:
         return [(list(steps.values()), self.settings.activation_rate)]
 
     def tuned(self) -> list[tuple[list[Tensor], float]]:
-        """What `tune` learns: all but the roundings."""
+        """What `tune` learns."""
         steps = list({id(s): s.log_step for s in self.steps.values()}.values())
         free = [*self._weight_steps(), *steps, *self.moves.values()]
-        return [(free, self.settings.tune_rate)]
+        roundings = [r.v for r in self.roundings.values()]
+        return [(free, self.settings.tune_rate), (roundings, self.settings.turn_rate)]
 
     def _weight_steps(self) -> list[Tensor]:
         """Steps of weights that may have any length."""
@@ -268,6 +289,11 @@ class _Work:
         caches = [*(c for pair in self.problem.inputs.values() for c in pair)]
         largest = max(c.row_elements for c in (*caches, *self.problem.targets.values()))
         return max(min(self.settings.batch, MOST_ELEMENTS // max(largest, 1)), FEWEST_IMAGES)
+
+    def flipped(self) -> float:
+        """Share of codes that differ from plain rounding."""
+        codes = [r.flipped() for r in self.roundings.values()]
+        return round(sum(int(c.sum()) for c in codes) / max(sum(c.numel() for c in codes), 1), 4)
 
     def found(self) -> tuple[dict[str, np.ndarray], dict[str, Encoding]]:
         """Weights and encodings as learned."""

@@ -24,10 +24,10 @@ from modelmill import executor, ir
 from modelmill.executor.fake import FakeQuantize
 from modelmill.ir import Plan, Point
 from modelmill.numerics import QuantSpec
+from modelmill.quant.augment import is_picture
 from modelmill.quant.blocks import Partition, Unit
 from modelmill.quant.caches import Budget, Cache
 from modelmill.quant.calibrate import BIAS_BITS, LAYERS, encode_biases, weight_names
-from modelmill.quant.copies import copy, copyable
 from modelmill.quant.learn import Learned, Problem, Settings, learn, tune
 from modelmill.quant.observe import Batches
 from modelmill.quant.resume import load_unit, save_unit
@@ -62,7 +62,7 @@ class UnitResult:
 class Reconstructed:
     """The graph with chosen weights, the plan with learned steps, and what became of each unit.
 
-    tuned: of the whole network, whose steps and biases were learned last; None where they were not.
+    tuned: of the whole network, which was learned last; None where they were not.
     cache_mib: peak of the kept values in memory; spilled_mib: how much of them went to disk.
     """
 
@@ -118,8 +118,6 @@ def reconstruct(
         run.take_in(batches)
         for number, unit in enumerate(units):
             path = folder / f"unit-{number:03d}.npz" if folder is not None else None
-            if unit.name == WHOLE:
-                run.multiply()
             run.open(unit)
             held = load_unit(path, run.spec)
             if held is None:
@@ -202,26 +200,6 @@ class _Run:
             few = {name: cache.rows(first) for name, cache in self.float.items()}
             outputs = {name for unit in self.units for name in unit.outputs}
             self.fisher = fisher(self.float_module, few, sorted(outputs), self.settings.seed)
-
-    def multiply(self) -> None:
-        """Copies of the images that are learned from, before those that judge."""
-        copies, seed = self.settings.copies, self.settings.seed
-        names = self.units[-1].inputs
-        pictures = all(copyable(self.float[name].rows(slice(0, 1))) for name in names)
-        if copies < 2 or not pictures:
-            return
-        before, first = self.images, self.learned_on
-        self.learned_on = first * copies
-        self.images += self.learned_on - first
-        for name in names:
-            held, made = self.float[name], Cache(self.budget, self.images)
-            for number in range(copies):
-                for at in range(0, first, CHUNK):
-                    x = held.rows(slice(at, min(at + CHUNK, first)))
-                    made.append(copy(x, number, seed + at))
-            made.append(held.rows(slice(first, before)))
-            held.release()
-            self.float[name] = self.quantized[name] = made
 
     def _chunks(self) -> Iterator[slice]:
         size = self.batch or CHUNK
@@ -314,16 +292,18 @@ class _Run:
         """The best roundings and steps of one unit; what became of it, as of UnitResult."""
         start = time.perf_counter()
         tuning = unit.name == WHOLE
-        weights = {}
+        weights, chosen, calibrated = {}, {}, self.plan.encodings()
         for name in self._weight_names(unit):
-            held = self.weights.get(name, self.constants[name])
-            weights[name] = _laid_out(held), self.encodings[Point(name)]
+            weights[name] = _laid_out(self.constants[name]), calibrated[Point(name)]
+            if name in self.weights:
+                chosen[name] = _laid_out(self.weights[name]), self.encodings[Point(name)]
         quantizers = self._quantizers(unit)
         problem = Problem(
             run=lambda feeds, quantize: self._run(unit, feeds, quantize),
             inputs={n: (self.quantized[n], self.float[n]) for n in unit.inputs},
             targets=self.targets,
             weights=weights,
+            chosen=chosen,
             biases=self._biases(unit) if tuning else {},
             quantizers=quantizers,
             groups=self._groups(list(quantizers), again=tuning),
@@ -332,6 +312,7 @@ class _Run:
             learned_on=self.learned_on,
             images=self.images,
             fixed_batch=self.batch,
+            again=self._again(unit) if tuning else None,
         )
         learned = (tune if tuning else learn)(problem, self.settings, self.settings.seed + number)
         facts = {
@@ -344,6 +325,13 @@ class _Run:
             "seconds": round(time.perf_counter() - start, 3),
         }
         return facts, learned
+
+    def _again(self, unit: Unit) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None:
+        """The float unit, where what it reads are pictures."""
+        first = (self.float[name].rows(slice(0, 1)) for name in unit.inputs)
+        if not all(is_picture(x) for x in first):
+            return None
+        return lambda feeds: self.float_module(feeds, unit.outputs)
 
     def _biases(self, unit: Unit) -> dict[str, Tensor]:
         """Biases that one layer alone reads."""

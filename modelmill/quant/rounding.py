@@ -55,6 +55,14 @@ class Rounding:
         self.v = (codes - self.floor).requires_grad_()
         self.log_step = torch.zeros_like(self.scale).requires_grad_(learn_step)
 
+    @torch.no_grad()
+    def resume(self, weight: Tensor, encoding: Encoding) -> None:
+        """Go on from what `found` gave before: half a code's length from turning over."""
+        held = torch.tensor(encoding.scale)
+        chosen = (weight / held.reshape(self.shape)).round()
+        self.v.copy_(torch.where(chosen > self.floor, 0.75, 0.25))
+        self.log_step.copy_((held.reshape(self.scale.shape) / self.scale).log())
+
     @property
     def step(self) -> Tensor:
         """The scale as it is learned, broadcast to the weight."""
