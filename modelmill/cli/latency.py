@@ -13,6 +13,9 @@ COMMANDS = {  # name -> (module of modelmill.cli, its click command)
     "export": ("latency_data", "export"),
     "import": ("latency_data", "import_"),
     "merge": ("latency_data", "merge"),
+    "fit": ("latency_predict", "fit"),
+    "predict": ("latency_predict", "predict"),
+    "query": ("latency_predict", "query"),
 }
 
 

@@ -44,7 +44,7 @@ from modelmill.ir.qdq import code_values, from_qdq, to_qdq, without_exposed
 from modelmill.ir.schema import operator_attributes, operator_names
 from modelmill.ir.single import single
 from modelmill.ir.statistics import NodeCost, Statistics, statistics
-from modelmill.ir.structure import from_skeleton, skeleton, structure
+from modelmill.ir.structure import from_skeleton, outline, skeleton, structure
 from modelmill.ir.torch_import import from_torch
 
 __all__ = [
@@ -85,6 +85,7 @@ __all__ = [
     "operator_attributes",
     "operator_names",
     "opset",
+    "outline",
     "outputs",
     "prune",
     "redirect",

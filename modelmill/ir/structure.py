@@ -22,6 +22,7 @@ from math import prod
 
 import numpy as np
 import onnx
+import onnx.shape_inference
 import onnx_ir
 
 from modelmill.ir.fingerprint import Hashes, array_hash, attribute_hash, digest
@@ -61,12 +62,7 @@ def from_skeleton(data: bytes) -> Graph:
     Raises:
         ModelError: not the bytes of a skeleton.
     """
-    if not data.startswith(_MAGIC):
-        raise ModelError("not the skeleton of a model, or one of a newer modelmill")
-    try:
-        proto = onnx.ModelProto.FromString(zlib.decompress(data[len(_MAGIC) :]))
-    except Exception as error:  # zlib.error, and protobuf's own
-        raise ModelError(f"the skeleton of a model is damaged: {error}") from error
+    proto = _unpacked(data)
     roles = _roles(proto.graph)
     for index, tensor in enumerate(proto.graph.initializer):
         if _is_bare(tensor):
@@ -74,6 +70,28 @@ def from_skeleton(data: bytes) -> Graph:
             array = _draw(tensor, *roles.get(tensor.name, ("", 1)), random)
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     return from_bytes(proto.SerializeToString())
+
+
+def outline(data: bytes) -> Graph:
+    """The graph of a `skeleton` as it is: all shapes, and no numbers in large weights. For counting
+    only: it is quick, and can be neither run nor saved.
+
+    Raises:
+        ModelError: not the bytes of a skeleton.
+    """
+    proto = onnx.shape_inference.infer_shapes(_unpacked(data), data_prop=True)
+    return onnx_ir.serde.deserialize_model(proto)
+
+
+def _unpacked(data: bytes) -> onnx.ModelProto:
+    if not data.startswith(_MAGIC):
+        raise ModelError("not the skeleton of a model, or one of a newer modelmill")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(zlib.decompress(data[len(_MAGIC) :]))
+    except Exception as error:  # zlib.error, and protobuf's own
+        raise ModelError(f"the skeleton of a model is damaged: {error}") from error
+    return proto
 
 
 # ---------------------------------------------------------------- structure

@@ -16,7 +16,7 @@ BatchNormalization behind a convolution) have no row; edges run through them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -153,6 +153,12 @@ class _Builder:
         self.flags: list[tuple[bool, bool, bool, bool, int, int]] = []
         self.edges: list[tuple[int, int]] = []
         self.made: dict[ir.Value, int | None] = {}  # value -> unit; None: known before the run
+        self.shapes: dict[ir.Value, tuple[int, ...]] = {}
+
+    def shape(self, value: ir.Value) -> tuple[int, ...]:
+        if value not in self.shapes:
+            self.shapes[value] = _static(value)
+        return self.shapes[value]
 
     def add(self, node: ir.Node) -> None:
         runtime = [v for v in node.inputs if v is not None and not self._is_constant(v)]
@@ -178,11 +184,11 @@ class _Builder:
 
     def _unit(self, node: ir.Node, runtime: Sequence[ir.Value]) -> None:
         attributes = ir.attributes(node)
-        sizes = _sizes(node, runtime, attributes)
+        sizes = _sizes(node, runtime, attributes, self.shape)
         label = _label(node.op_type, sizes, runtime)
         number = len(self.units)
         sources = [source for v in runtime if (source := self.made.get(v, -1)) is not None]
-        elements = [math.prod(_static(v)) for v in runtime]
+        elements = [math.prod(self.shape(v)) for v in runtime]
         kernel = self._joined(node, runtime, sources, elements, sizes.written)
         head = kernel is None
         if kernel is None:
@@ -197,7 +203,7 @@ class _Builder:
                 several and min(elements) < max(elements),
                 -1 in sources,
                 len(runtime),
-                (ir.static_shape(node.outputs[0]) or (1,))[-1],
+                (self.shape(node.outputs[0]) or (1,))[-1],
             )
         )
         self.units.append((label, node.name or "", sizes))
@@ -261,17 +267,22 @@ def _label(op: str, sizes: _Sizes, runtime: Sequence[ir.Value]) -> str:
     return op
 
 
-def _sizes(node: ir.Node, runtime: Sequence[ir.Value], attributes: Mapping[str, Any]) -> _Sizes:
+def _sizes(
+    node: ir.Node,
+    runtime: Sequence[ir.Value],
+    attributes: Mapping[str, Any],
+    shape: Callable[[ir.Value], tuple[int, ...]],
+) -> _Sizes:
     """Sizes of a node; macs as `ir.statistics` counts them, pools and the like count none."""
     op = node.op_type
-    output = _static(node.outputs[0])
-    read = sum(math.prod(_static(v)) for v in runtime)
-    written = sum(math.prod(_static(v)) for v in node.outputs if v.name)
+    output = shape(node.outputs[0])
+    read = sum(math.prod(shape(v)) for v in runtime)
+    written = sum(math.prod(shape(v)) for v in node.outputs if v.name)
     held = [v for v in node.inputs[1:] if v is not None and _held(v)]
-    weights = sum(math.prod(ir.static_shape(v) or (1,)) for v in held)
-    x = _static(runtime[0])
+    weights = sum(math.prod(shape(v)) for v in held)
+    x = shape(runtime[0])
     if op in ("Conv", "ConvTranspose") and node.inputs[1] is not None:
-        w = _static(node.inputs[1])
+        w = shape(node.inputs[1])
         groups = int(attributes.get("group", 1))
         cin, cout = (w[1] * groups, w[0]) if op == "Conv" else (w[0], w[1] * groups)
         places = math.prod(output) if op == "Conv" else math.prod(x)
@@ -284,7 +295,7 @@ def _sizes(node: ir.Node, runtime: Sequence[ir.Value], attributes: Mapping[str, 
             dilation=_first(attributes, "dilations"),
         )
     if op in ("Gemm", "MatMul"):
-        a = _static(node.inputs[0]) if node.inputs[0] is not None else x
+        a = shape(node.inputs[0]) if node.inputs[0] is not None else x
         inner = a[0] if attributes.get("transA", 0) else a[-1]
         moving = len(runtime) > 1
         groups = math.prod(output[:-2]) if moving else 1

@@ -45,11 +45,10 @@ class Settings:
 
     layers: int = 1
     width: int = 64
-    steps: int = 1200
-    models: int = 64
+    steps: int = 800
+    models: int = 32
     rate: float = 5e-3
     decay: float = 1e-3
-    drop: float = 0.0
 
 
 @dataclass(frozen=True)

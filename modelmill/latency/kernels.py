@@ -23,7 +23,8 @@ from modelmill.latency.features import COLUMNS, KINDS, GraphFeatures, kind
 from modelmill.latency.table import Table
 
 _RESIDUAL = COLUMNS.index("residual")
-_ROUNDS, _RATE, _DEPTH, _PART = 150, 0.15, 5, 0.5
+_ROUNDS, _RATE, _DEPTH = 150, 0.15, 5
+_DRAWN = 8000  # kernels that a tree is fitted to
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ def _boost(
     for _ in range(_ROUNDS):
         costs = np.exp(f)
         total = np.bincount(owner, costs, len(log_ms))
-        chosen = random.random(len(log_ms)) < _PART
-        rows = np.flatnonzero(chosen[owner])
+        rows = random.permutation(len(x))[:_DRAWN]
         target = (log_ms - np.log(total))[owner[rows]]
         tree = DecisionTreeRegressor(
             max_depth=_DEPTH,

@@ -52,7 +52,7 @@ class Effort:
     out by two networks, 0 for none. settings: of each network. workers: processes that train.
     """
 
-    folds: int = 6
+    folds: int = 8
     groups: int = 3
     settings: gnn.Settings = field(default_factory=gnn.Settings)
     workers: int = 1

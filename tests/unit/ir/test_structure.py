@@ -188,6 +188,11 @@ def test_a_skeleton_is_small_and_has_the_same_structure(make: Callable) -> None:
     assert drawn.shape == wide.shape and drawn.dtype == np.float32
     assert drawn.std() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)  # He's
     assert np.array_equal(drawn, ir.constants(ir.from_skeleton(data))["w"])
+    bare = ir.values(ir.outline(data))
+    assert {n: ir.static_shape(v) for n, v in ir.values(again).items()} == {
+        n: ir.static_shape(v) for n, v in bare.items()
+    }
+    assert bare["w"].is_initializer() and ir.dtype(bare["w"]) == np.float32
 
 
 def test_a_skeleton_runs(make: Callable) -> None:

@@ -1,0 +1,330 @@
+"""How well latencies are predicted: unseen families, unseen models, a new platform, intervals.
+
+    python benchmarks/latency_predict.py --db FILE [--workers 2] [--seeds 0] [--steps N]
+                                         [--only family,random,platform,speed] [--write]
+
+FILE is a database that `modelmill latency measure --zoo all` filled; models measured on only some
+of the platforms count there. Methods: a line in FLOPs and bytes; gradient-boosted trees on
+whole-graph features; a sum of kernels with boosted trees, in the style of nn-Meter; and the
+predictor, an ensemble of graph neural networks. A family left out whose operators no other family
+has is refused by the predictor: it is listed, and counts neither as right nor as wrong.
+
+MAPE is the mean of |predicted / measured - 1|; Acc the part of models that are off by at most 10 %.
+Exit code 1: something that must be reached was not.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from provenance import passed, publish, table
+
+from modelmill import ir
+from modelmill.latency import zoo
+from modelmill.latency.features import KINDS, GraphFeatures, features, kind
+from modelmill.latency.kernels import fit_kernels
+from modelmill.latency.predictor import Effort, Predictor, UnknownOperatorError, fit, from_bytes
+from modelmill.latency.regress import fit_line, fit_trees
+from modelmill.latency.table import Errors, Table, errors, folds
+from modelmill.latency.transfer import adapt
+from modelmill.line.latency_query import NAME, read_table
+from modelmill.records import Database, Latencies, Measurement, Platform, utc_now
+
+METHODS = ("line", "trees", "kernel sum", "predictor")
+SAMPLES = 32
+PARTS = 5  # of which one is held out where models are left out at random
+FAMILY, RANDOM, TRANSFER = (0.08, 0.75), (0.04, 0.95), 0.08
+COVER = (0.87, 0.93)
+WARM_MS, COLD_S, BATCH_S = 20.0, 2.0, 10.0
+MAIN = "from modelmill.cli.main import main; main(prog_name='modelmill')"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What was measured, and how the predictor is trained."""
+
+    models: Table
+    platforms: list[Platform]
+    effort: Effort
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Over models and platforms: part of intervals that hold the truth, median of high / p50 - 1,
+    part that is trusted, part that was refused.
+    """
+
+    covered: float
+    width: float
+    trusted: float
+    refused: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--db", required=True)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--only", default="random,family,platform,speed")
+    parser.add_argument("--write", action="store_true", help="keep the tables in docs/benchmarks")
+    asked = parser.parse_args()
+    effort = Effort(workers=asked.workers)
+    if asked.steps:
+        effort = replace(effort, settings=replace(effort.settings, steps=asked.steps))
+    models, platforms, _ = read_table(Latencies(Database(asked.db)))
+    seeds = tuple(int(s) for s in asked.seeds.split(","))
+    data = Data(models, platforms, effort, seeds)
+    parts = {"random": at_random, "family": by_family, "platform": new_platform, "speed": speed}
+    counts = ", ".join(f"{f} {models.families.count(f)}" for f in sorted(set(models.families)))
+    body, fine = [f"{len(models)} models: {counts}"], True
+    for name in asked.only.split(","):
+        start = time.perf_counter()
+        text, good = parts[name](data)
+        body += ["", text, "", f"({time.perf_counter() - start:.0f} s)"]
+        fine = fine and good
+        print("\n".join(body[-4:]), file=sys.stderr)
+    publish(__file__, "Predicted latencies", "\n".join(body), asked.write)
+    return 0 if fine else 1
+
+
+# ---------------------------------------------------------------- held-out models
+
+
+def at_random(data: Data) -> tuple[str, bool]:
+    """One fifth of each family held out, per seed."""
+    found = {method: [] for method in METHODS}
+    truth, held = [], []
+    for seed in data.seeds:
+        test = folds(data.models, PARTS, seed + 100) == 0
+        answers, one = compared(data, ~test, test, seed)
+        for method in METHODS:
+            found[method].append(answers[method])
+        truth.append(data.models.log_ms[test])
+        held.append(one)
+    measured = np.concatenate(truth)
+    rows, verdict = [], False
+    for method in METHODS:
+        predicted = np.concatenate(found[method])
+        each = [errors(p, m) for p, m in zip(predicted.T, measured.T, strict=True)]
+        whole = errors(predicted, measured)
+        rows.append((method, *(cell(e) for e in each), cell(whole)))
+        verdict = whole.mape <= RANDOM[0] and whole.within >= RANDOM[1]
+    covered = float(np.mean([h.covered for h in held]))
+    good = COVER[0] <= covered <= COVER[1]
+    lines = [
+        "## Models left out at random",
+        "",
+        table(("method", *data.models.platforms, "all"), rows),
+        "",
+        "MAPE / Acc(10 %). " + " ".join(described(h) for h in held),
+        "",
+        f"- predictor: MAPE at most {RANDOM[0]:.0%}, Acc at least {RANDOM[1]:.0%}: "
+        f"{passed(verdict)}",
+        f"- 90 % intervals cover {covered:.1%}, {COVER[0]:.0%} .. {COVER[1]:.0%}: {passed(good)}",
+    ]
+    return "\n".join(lines), verdict and good
+
+
+def by_family(data: Data) -> tuple[str, bool]:
+    """Each family held out as a whole."""
+    models, seed = data.models, data.seeds[0]
+    rows, means = [], {method: [] for method in METHODS}
+    for family in sorted(set(models.families) - {""}):
+        test = np.array([f == family for f in models.families])
+        answers, held = compared(data, ~test, test, seed)
+        each = {method: errors(answers[method], models.log_ms[test]) for method in METHODS}
+        for method, e in each.items():
+            if e.n:
+                means[method].append((e.mape, e.within))
+        columns = [
+            cell(errors(p, m))
+            for p, m in zip(answers["predictor"].T, models.log_ms[test].T, strict=True)
+        ]
+        rows.append((family, *(cell(each[m]) for m in METHODS), *columns, described(held)))
+        print(rows[-1], file=sys.stderr, flush=True)
+    whole = {m: np.mean(v, axis=0) if v else np.full(2, np.nan) for m, v in means.items()}
+    rows.append(("mean", *(f"{a:.1%} / {b:.0%}" for a, b in whole.values())))
+    mape, within = whole["predictor"]
+    good = bool(mape <= FAMILY[0] and within >= FAMILY[1])
+    columns = ("family", *METHODS, *(f"predictor, {p}" for p in models.platforms), "intervals")
+    rows[-1] += ("",) * (len(columns) - len(rows[-1]))
+    lines = [
+        "## A family left out",
+        "",
+        table(columns, rows),
+        "",
+        f"- predictor: MAPE at most {FAMILY[0]:.0%}, Acc at least {FAMILY[1]:.0%}, mean over the "
+        f"{len(means['predictor'])} families it answers: {passed(good)}",
+    ]
+    return "\n".join(lines), good
+
+
+def compared(
+    data: Data, train: np.ndarray, test: np.ndarray, seed: int
+) -> tuple[dict[str, np.ndarray], Intervals]:
+    """Predictions (M, P) of log ms by each method for the models of `test`, and intervals."""
+    known, asked = data.models.at(np.flatnonzero(train)), data.models.at(np.flatnonzero(test))
+    found = fit(known, data.platforms, data.effort, seed)
+    answers = {
+        "line": fit_line(known).log_ms(asked.graphs),
+        "trees": fit_trees(known, seed).log_ms(asked.graphs),
+        "kernel sum": fit_kernels(known, seed).log_ms(asked.graphs),
+    }
+    answers["predictor"], held = intervals(found, asked, data.platforms)
+    return answers, held
+
+
+def intervals(
+    found: Predictor, asked: Table, platforms: Sequence[Platform]
+) -> tuple[np.ndarray, Intervals]:
+    """(M, P) log ms of the predictor, nan where it refuses; and how its intervals do."""
+    log_ms = np.full(asked.log_ms.shape, np.nan)
+    covered, width, trusted, refused = [], [], [], 0
+    for row, graph in enumerate(asked.graphs):
+        for column, platform in enumerate(platforms):
+            truth = asked.log_ms[row, column]
+            if not np.isfinite(truth):
+                continue
+            try:
+                answer = found.predict(graph, platform)
+            except UnknownOperatorError:
+                refused += 1
+                continue
+            log_ms[row, column] = np.log(answer.p50_ms)
+            covered.append(answer.low_ms <= np.exp(truth) <= answer.high_ms)
+            width.append(answer.high_ms / answer.p50_ms - 1)
+            trusted.append(answer.trusted)
+    n = max(len(covered) + refused, 1)
+    if not covered:
+        return log_ms, Intervals(np.nan, np.nan, 0.0, refused / n)
+    means = (float(np.mean(covered)), float(np.median(width)), float(np.mean(trusted)))
+    return log_ms, Intervals(*means, refused / n)
+
+
+# ---------------------------------------------------------------- a new platform
+
+
+def new_platform(data: Data) -> tuple[str, bool]:
+    """Each platform in turn from a few models, the others being measured on all."""
+    amounts = np.stack([work(graph) for graph in data.models.graphs])
+    rows, mapes = [], []
+    for column, name in enumerate(data.models.platforms):
+        log_ms = data.models.log_ms
+        there = np.flatnonzero(np.isfinite(log_ms).all(axis=1))
+        if len(there) <= SAMPLES:
+            continue
+        others = np.delete(log_ms[there], column, axis=1)
+        found = []
+        for seed in range(5):
+            drawn = np.random.default_rng(seed).permutation(len(there))[:SAMPLES]
+            samples = {int(i): float(np.exp(log_ms[there[i], column])) for i in drawn}
+            predicted = adapt(amounts[there], others, samples, seed).log_ms
+            rest = np.setdiff1d(np.arange(len(there)), drawn)
+            found.append(errors(predicted[rest], log_ms[there[rest], column]))
+        mape, within = (float(np.mean([getattr(e, n) for e in found])) for n in ("mape", "within"))
+        rows.append((name, f"{mape:.1%} / {within:.0%}", found[0].n))
+        mapes.append(mape)
+    good = bool(mapes) and float(np.mean(mapes)) <= TRANSFER
+    lines = [
+        f"## A new platform from {SAMPLES} models drawn at random, mean of 5 draws",
+        "",
+        table(("platform", "MAPE / Acc(10 %)", "models predicted"), rows),
+        "",
+        f"- MAPE at most {TRANSFER:.0%} in the mean: {passed(good)}",
+    ]
+    return "\n".join(lines), good
+
+
+def work(graph: GraphFeatures) -> np.ndarray:
+    """Amounts of work: MACs, bytes and units of each kind."""
+    kinds = np.array([KINDS.index(kind(label)) for label in graph.labels])
+    count = len(KINDS)
+    parts = (graph.macs / 1e6, graph.traffic / 1e6, np.ones(len(kinds)))
+    return np.concatenate([np.bincount(kinds, part, count) for part in parts])
+
+
+# ---------------------------------------------------------------- speed
+
+
+def speed(data: Data) -> tuple[str, bool]:
+    """One prediction in this process and in one of its own, and a thousand.
+
+    The predictor is trained for a few steps only: what it says does not change how long it takes.
+    """
+    settings = replace(data.effort.settings, steps=20)
+    start = time.perf_counter()
+    content = fit(data.models, data.platforms, replace(data.effort, settings=settings)).to_bytes()
+    fitted = time.perf_counter() - start
+    found, platform, seconds = from_bytes(content), data.platforms[0], []
+    names = [name for name in data.models.names if name.count("-") == 2][:50]
+    graphs = [zoo.draw(*drawn(name))[1] for name in names]
+    usable = {label for label, n in zip(found.labels, found.seen[:, 0], strict=True) if n}
+    graphs = [graph for graph in graphs if set(features(graph).labels) <= usable]
+    for graph in graphs:
+        start = time.perf_counter()
+        found.predict(graph, platform)
+        seconds.append(time.perf_counter() - start)
+    cold_s = cold(content, platform, graphs[0])
+    warm_ms, thousand_s = 1e3 * float(np.median(seconds)), 1e3 * float(np.mean(seconds))
+    goods = warm_ms <= WARM_MS, cold_s <= COLD_S, thousand_s <= BATCH_S
+    lines = [
+        "## Speed",
+        "",
+        f"- graph to answer, warm: {warm_ms:.1f} ms (median), at most {WARM_MS:g}: "
+        f"{passed(goods[0])}",
+        f"- the command in a process of its own: {cold_s:.2f} s, at most {COLD_S:g}: "
+        f"{passed(goods[1])}",
+        f"- 1,000 models, from the mean: {thousand_s:.1f} s, at most {BATCH_S:g}: "
+        f"{passed(goods[2])}",
+        f"- the predictor: {len(content) / 1e3:.0f} kB; {fitted:.0f} s with 20 steps of training",
+    ]
+    return "\n".join(lines), all(goods)
+
+
+def drawn(name: str) -> tuple[str, int, int]:
+    """Family, number and seed of a network of the zoo, from its name."""
+    family, seed, number = name.split("-")
+    return family, int(number), int(seed)
+
+
+def cold(content: bytes, platform: Platform, graph: ir.Graph) -> float:
+    """Median seconds of `modelmill latency predict`, of five processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = str(Path(folder) / "cold.db")
+        latencies = Latencies(Database(base))
+        fact = Measurement(ir.structure(graph), platform, 1.0, 1.0, 1.0, 1, 0.0, utc_now())
+        latencies.add([fact])  # a database without any measurement has no answer
+        latencies.save_predictor(NAME, content, {})
+        path = Path(folder) / "model.onnx"
+        ir.save(graph, path)
+        command = [sys.executable, "-c", MAIN, "latency", "predict", str(path)]
+        command += ["-t", platform.target, "--precision", platform.precision, "--db", base]
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
+
+
+def cell(e: Errors) -> str:
+    return f"{e.mape:.1%} / {e.within:.0%}" if e.n else "refused"
+
+
+def described(held: Intervals) -> str:
+    if np.isnan(held.covered):
+        return "refused"
+    refused = f", refused {held.refused:.0%}" if held.refused else ""
+    return f"cover {held.covered:.0%}, width {held.width:.0%}, trusted {held.trusted:.0%}{refused}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
