@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import modelmill
@@ -57,10 +58,21 @@ def test_the_example_of_the_readme(after_demo, capsys):
 def test_the_other_blocks():
     from modelmill import tasks
 
-    assert {page for page, _ in blocks("python")} == {"README.md"}  # or a test is missing here
+    known = {"README.md", "docs/latency.md"}
+    assert {page for page, _ in blocks("python")} == known  # or a test is missing here
     for page, code in blocks("json"):
         assert page == "docs/card.md"
         tasks.card_from_json(json.loads(code))
+
+
+def test_the_example_of_a_new_platform():
+    (code,) = [code for page, code in blocks("python") if page == "docs/latency.md"]
+    work = np.random.default_rng(0).integers(0, 7, (100, 3)).astype(float)
+    known = np.log(1 + work @ np.array([[1.0, 2, 1], [3, 1, 1], [1, 1, 2]]))
+    new = 1 + work @ np.array([2.0, 1, 3])
+    names = {"features_NF": work, "source_log_ms_NP": known, "measured_ms": lambda row: new[row]}
+    exec(compile(code, "docs/latency.md", "exec"), names)
+    assert np.abs(np.exp(names["found"].log_ms) / new - 1).mean() < 0.05
 
 
 def test_one_more_engine_is_one_file(after_demo, tmp_path):
