@@ -34,18 +34,19 @@ Quantizers = Mapping[str, Callable[[Tensor], Tensor]]
 class Settings:
     """How long and how fast to learn.
 
-    iterations: per unit. batch: images of one. rate: of v, in codes; weight_rate: of the logarithms
-    of weight steps, 0 to leave them; activation_rate: of those of activations. All fall to 0 along
-    half a cosine (Adam). drop: share of activation elements left in float. fisher: weight errors by
+    iterations: per unit. batch: images of one. rate: of v, in codes, at most, and less where
+    `travel` codes would be passed on the way; weight_rate: of the logarithms of weight steps, 0 to
+    leave them; activation_rate: of those of activations. All fall to 0 along half a cosine (Adam). drop: share of activation elements left in float. fisher: weight errors by
     the squared gradient of the network's outputs. afterwards: further iterations in which, the
     roundings fixed, the steps of activations are learned alone. tune: iterations, after all units,
     in which the whole network is learned together, tune_batch images at a time, each altered anew:
-    steps and biases at tune_rate, roundings at turn_rate.
+    steps and biases at tune_rate, roundings so that they may pass tune_travel codes on the way.
     """
 
     iterations: int
     batch: int = 32
     rate: float = 3e-2
+    travel: float = 4.5
     weight_rate: float = 1e-2
     activation_rate: float = 2e-3
     drop: float = 0.5
@@ -54,7 +55,7 @@ class Settings:
     tune: int = 0
     tune_rate: float = 1e-2
     tune_batch: int = 64
-    turn_rate: float = 3e-2
+    tune_travel: float = 10.0
     seed: int = 0
 
 
@@ -215,11 +216,15 @@ class _Work:
 
     def rates(self) -> list[tuple[list[Tensor], float]]:
         """Everything that is learned, with its rate."""
+        settings = self.settings
+        # Gradients are noisy and v has two sides: at a constant rate, more iterations would only
+        # mean that more of them are turned over by chance.
+        rate = min(settings.rate, settings.travel / settings.iterations)
         found = [
-            ([r.v for r in self.roundings.values()], self.settings.rate),
-            (self._weight_steps(), self.settings.weight_rate),
+            ([r.v for r in self.roundings.values()], rate),
+            (self._weight_steps(), settings.weight_rate),
         ]
-        return [*found, *self.step_rates()] if self.settings.drop < 1 else found
+        return [*found, *self.step_rates()] if settings.drop < 1 else found
 
     def step_rates(self) -> list[tuple[list[Tensor], float]]:
         """The steps of activations alone."""
@@ -230,8 +235,8 @@ class _Work:
         """What `tune` learns."""
         steps = list({id(s): s.log_step for s in self.steps.values()}.values())
         free = [*self._weight_steps(), *steps, *self.moves.values()]
-        roundings = [r.v for r in self.roundings.values()]
-        return [(free, self.settings.tune_rate), (roundings, self.settings.turn_rate)]
+        roundings, settings = [r.v for r in self.roundings.values()], self.settings
+        return [(free, settings.tune_rate), (roundings, settings.tune_travel / settings.tune)]
 
     def _weight_steps(self) -> list[Tensor]:
         """Steps of weights that may have any length."""
