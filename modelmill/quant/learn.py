@@ -36,11 +36,12 @@ class Settings:
 
     iterations: per unit. batch: images of one. rate: of v, in codes, at most, and less where
     `travel` codes would be passed on the way; weight_rate: of the logarithms of weight steps, 0 to
-    leave them; activation_rate: of those of activations. All fall to 0 along half a cosine (Adam). drop: share of activation elements left in float. fisher: weight errors by
-    the squared gradient of the network's outputs. afterwards: further iterations in which, the
-    roundings fixed, the steps of activations are learned alone. tune: iterations, after all units,
-    in which the whole network is learned together, tune_batch images at a time, each altered anew:
-    steps and biases at tune_rate, roundings so that they may pass tune_travel codes on the way.
+    leave them; activation_rate: of those of activations. All fall to 0 along half a cosine (Adam).
+    drop: share of activation elements left in float. fisher: weight errors by the squared gradient
+    of the network's outputs. afterwards: further iterations in which, the roundings fixed, the
+    steps of activations are learned alone. tune: iterations, after all units, in which the whole
+    network is learned together, tune_batch images at a time, each altered anew: steps and biases at
+    tune_rate, roundings so that they may pass tune_travel codes on the way.
     """
 
     iterations: int
