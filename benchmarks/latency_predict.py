@@ -1,7 +1,7 @@
 """How well latencies are predicted: unseen families, unseen models, a new platform, intervals.
 
     python benchmarks/latency_predict.py --db FILE [--workers 2] [--seeds 0] [--steps N]
-                                         [--only family,random,platform,speed] [--write]
+        [--layers N] [--only family,random,platform,speed] [--write]
 
 FILE is a database that `modelmill latency measure --zoo all` filled; models measured on only some
 of the platforms count there. Methods: a line in FLOPs and bytes; gradient-boosted trees on
@@ -26,7 +26,6 @@ import numpy as np
 from provenance import passed, publish, table
 
 from modelmill import ir
-from modelmill.latency import zoo
 from modelmill.latency.features import KINDS, GraphFeatures, features, kind
 from modelmill.latency.kernels import fit_kernels
 from modelmill.latency.predictor import Effort, Predictor, UnknownOperatorError, fit, from_bytes
@@ -53,6 +52,7 @@ class Data:
     platforms: list[Platform]
     effort: Effort
     seeds: tuple[int, ...]
+    db: str
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,18 @@ def main() -> int:
     parser.add_argument("--db", required=True)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--steps", type=int, help="of training, in place of the default")
+    parser.add_argument("--layers", type=int, help="of message passing, in place of the default")
     parser.add_argument("--only", default="random,family,platform,speed")
     parser.add_argument("--write", action="store_true", help="keep the tables in docs/benchmarks")
     asked = parser.parse_args()
     effort = Effort(workers=asked.workers)
-    if asked.steps:
-        effort = replace(effort, settings=replace(effort.settings, steps=asked.steps))
+    given = {name: getattr(asked, name) for name in ("steps", "layers")}
+    changed = {name: number for name, number in given.items() if number is not None}
+    effort = replace(effort, settings=replace(effort.settings, **changed))
     models, platforms, _ = read_table(Latencies(Database(asked.db)))
     seeds = tuple(int(s) for s in asked.seeds.split(","))
-    data = Data(models, platforms, effort, seeds)
+    data = Data(models, platforms, effort, seeds, asked.db)
     parts = {"random": at_random, "family": by_family, "platform": new_platform, "speed": speed}
     counts = ", ".join(f"{f} {models.families.count(f)}" for f in sorted(set(models.families)))
     body, fine = [f"{len(models)} models: {counts}"], True
@@ -264,15 +266,16 @@ def speed(data: Data) -> tuple[str, bool]:
     content = fit(data.models, data.platforms, replace(data.effort, settings=settings)).to_bytes()
     fitted = time.perf_counter() - start
     found, platform, seconds = from_bytes(content), data.platforms[0], []
-    names = [name for name in data.models.names if name.count("-") == 2][:50]
-    graphs = [zoo.draw(*drawn(name))[1] for name in names]
+    stored = Latencies(Database(data.db)).models(structures=data.models.structures[:100])
+    graphs = [ir.outline(model.skeleton) for model in stored]
     usable = {label for label, n in zip(found.labels, found.seen[:, 0], strict=True) if n}
     graphs = [graph for graph in graphs if set(features(graph).labels) <= usable]
+    usual = ir.from_skeleton(stored[0].skeleton)
     for graph in graphs:
         start = time.perf_counter()
         found.predict(graph, platform)
         seconds.append(time.perf_counter() - start)
-    cold_s = cold(content, platform, graphs[0])
+    cold_s = cold(content, platform, usual)
     warm_ms, thousand_s = 1e3 * float(np.median(seconds)), 1e3 * float(np.mean(seconds))
     goods = warm_ms <= WARM_MS, cold_s <= COLD_S, thousand_s <= BATCH_S
     lines = [
@@ -287,12 +290,6 @@ def speed(data: Data) -> tuple[str, bool]:
         f"- the predictor: {len(content) / 1e3:.0f} kB; {fitted:.0f} s with 20 steps of training",
     ]
     return "\n".join(lines), all(goods)
-
-
-def drawn(name: str) -> tuple[str, int, int]:
-    """Family, number and seed of a network of the zoo, from its name."""
-    family, seed, number = name.split("-")
-    return family, int(number), int(seed)
 
 
 def cold(content: bytes, platform: Platform, graph: ir.Graph) -> float:
