@@ -117,10 +117,9 @@ def _watched(stream: Any, total: int) -> list[Done]:
             now = time.monotonic()
             if one is not None:
                 done.append(one)
-                if one.failed:
-                    bar.console.print(
-                        f"{one.subject.name} on {one.platform.name}: {one.failed}", markup=False
-                    )
+                for said in filter(None, (one.failed, one.warning)):
+                    where = f"{one.subject.name} on {one.platform.name}"
+                    bar.console.print(f"{where}: {said}", markup=False)
             rate = f"{(now - start) / max(len(done), 1):.2f} s each"
             bar.update(task, completed=behind, rate=rate)
             if not console.is_terminal and now - shown > 30:

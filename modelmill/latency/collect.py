@@ -46,7 +46,7 @@ ALL_BUSY, MORE_THAN_ONE = 0.9, 1.1
 _LONG_MS, _SHORT_MS = 10.0, 1.0
 Times = tuple[np.ndarray, np.ndarray]  # of one series: ms, and ms that it had a processor
 Series = tuple[RemoteSession, int, int]  # session, unmeasured inferences, inferences
-EFFORT = Effort(blocks=14, block_ms=20.0, least=1, steady=0.05, warmups=3, noise=0.05, rounds=2)
+EFFORT = Effort(blocks=10, block_ms=15.0, least=1, steady=0.05, warmups=3, noise=0.05, rounds=2)
 
 
 @dataclass(frozen=True)

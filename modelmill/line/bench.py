@@ -17,8 +17,9 @@ import numpy as np
 from modelmill import ir, tasks
 from modelmill.latency import Effort, Latency, Speedup, compare, measure
 from modelmill.line.artifact import engine_file, engines_of, find_card
-from modelmill.line.filing import check_database, described, measurement, platform_of
+from modelmill.line.filing import check_database
 from modelmill.line.inspect import Model, label, open_graph
+from modelmill.line.measured import described, measurement, platform_of
 from modelmill.line.report import FLOAT
 from modelmill.line.show import SILENT, Show
 from modelmill.line.source import DataSource
@@ -190,7 +191,8 @@ def _file(
         coded = any(node.op_type == "DequantizeLinear" for node in ir.nodes(graph))
         latency = row.latency if ir.is_batch_dynamic(graph) else replace(row.latency, batch=1)
         target = of_engine.get(row.runtime) or Path(row.runtime).stem
-        platform = platform_of(target, row.version, "qdq" if coded else FLOAT, latency)
+        precision = "qdq" if coded else FLOAT
+        platform = platform_of(target, row.version, precision, latency.threads, latency.batch)
         extra: dict[str, Any] = {"batch": row.latency.batch}
         measured.append(measurement(models[row.model].structure, platform, latency, extra))
     try:

@@ -16,9 +16,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from modelmill import ir
 from modelmill.latency import Latency
 from modelmill.line.job import Job
+from modelmill.line.measured import described, measurement, platform_of
 from modelmill.line.options import SEARCHED, BuildOptions
 from modelmill.line.report import FLOAT, Deployment, Report
 from modelmill.line.show import SILENT, Show
@@ -26,7 +26,7 @@ from modelmill.line.store import Json, Store
 from modelmill.records.database import Database
 from modelmill.records.engine import UnreachableError
 from modelmill.records.machine import this_machine
-from modelmill.records.measurement import Measurement, ModelFacts, Platform
+from modelmill.records.measurement import Measurement
 from modelmill.records.record import Record, Where, utc_now
 from modelmill.records.spool import deliver
 
@@ -85,7 +85,7 @@ def file_latencies(job: Job, report: Report, build: str) -> list[Measurement]:
                 continue
             held = d.latency_ms
             latency = Latency(tuple(map(tuple, samples)), held.threads, held.batch)
-            platform = platform_of(d.target, d.version, precision, latency)
+            platform = platform_of(d.target, d.version, precision, held.threads, held.batch)
             measured.append(
                 measurement(models[kind].structure, platform, latency, {"build": build})
             )
@@ -98,48 +98,6 @@ def file_latencies(job: Job, report: Report, build: str) -> list[Measurement]:
             if done.warning:
                 job.show.say(done.warning)
     return measured
-
-
-def described(graph: ir.Graph, name: str) -> ModelFacts:
-    """What the database keeps of a model."""
-    fixed = ir.with_batch(graph, 1) if ir.is_batch_dynamic(graph) else graph
-    counted = ir.statistics(fixed)
-    facts = {"params": float(counted.params), "nodes": float(len(counted.nodes))}
-    if counted.macs is not None:
-        facts["macs"] = float(counted.macs)
-    return ModelFacts(ir.structure(graph), name, "", ir.skeleton(graph), facts)
-
-
-def platform_of(target: str, version: str, precision: str, latency: Latency) -> Platform:
-    """This machine, as a platform."""
-    machine = this_machine()
-    return Platform(
-        target=target,
-        version=version,
-        device=machine.cpu,
-        isa=machine.isa,
-        threads=latency.threads,
-        precision=precision,
-        batch=latency.batch,
-    )
-
-
-def measurement(model: str, platform: Platform, latency: Latency, extra: Json) -> Measurement:
-    """A latency as it is stored; model: its structure."""
-    machine = this_machine()
-    return Measurement(
-        model=model,
-        platform=platform,
-        p50_ms=latency.p50_ms,
-        p90_ms=latency.p90_ms,
-        p99_ms=latency.p99_ms,
-        n=latency.n,
-        noise=latency.noise,
-        when=utc_now(),
-        machine=f"{machine.cpu}, {machine.cores} cores, {machine.os}",
-        samples_ms=latency.samples_ms,
-        extra={**extra, "rounds": latency.rounds, "warmup": latency.warmup},
-    )
 
 
 def _others(db: str | None, own: Path) -> list[str]:

@@ -23,11 +23,12 @@ import numpy as np
 
 from modelmill import ir
 from modelmill.latency import zoo
-from modelmill.latency.collect import Bench, Timing, random_feeds
+from modelmill.latency.collect import Bench, random_feeds
+from modelmill.line import measured
 from modelmill.line.quantize import Where, prepare_graph
 from modelmill.line.rewrite import rewritten
 from modelmill.quant.calibrate import Calibrate
-from modelmill.records import Latencies, Measurement, ModelFacts, Platform, this_machine, utc_now
+from modelmill.records import Latencies, Measurement, Platform, deliver
 from modelmill.runtimes import DeploymentError, EngineMissing, SessionOptions, find_platform
 from modelmill.targets import Target, at_precision, load_target
 
@@ -81,7 +82,8 @@ class Asked:
 @dataclass(frozen=True)
 class Done:
     """What became of one model on one platform: a measurement, or why there is none. before: the
-    newest one that was there, where it was measured again. seconds: all it took.
+    newest one that was there, where it was measured again. seconds: all it took. warning: it waits,
+    as the database cannot be written.
     """
 
     subject: Subject
@@ -91,6 +93,7 @@ class Done:
     failed: str = ""
     seconds: float = 0.0
     extra: Mapping[str, float] = field(default_factory=dict, hash=False)
+    warning: str = ""
 
 
 def zoo_subjects(families: Sequence[str], count: int, seed: int = 0) -> list[Subject]:
@@ -122,16 +125,8 @@ def platform_of(target: str, precision: str, options: SessionOptions) -> Platfor
             + (", an emulator does; its times are not the chip's" if found.emulated else "")
             + "; choose another, for example -t ort_cpu"
         )
-    machine = this_machine()
-    return Platform(
-        target=target,
-        version=find_platform(found.runtime).version,
-        device=machine.cpu,
-        isa=machine.isa,
-        threads=options.threads,
-        precision=precision,
-        batch=options.batch or 1,
-    )
+    version = find_platform(found.runtime).version
+    return measured.platform_of(target, version, precision, options.threads, options.batch or 1)
 
 
 def quantized(graph: ir.Graph, target: Target, precision: str, feeds: Feeds) -> ir.Graph:
@@ -149,15 +144,6 @@ def quantized(graph: ir.Graph, target: Target, precision: str, feeds: Feeds) -> 
         )
     graph, encoded = RANGES(rewritten(graph, target), planned.plan, [feeds])
     return ir.to_qdq(graph, encoded, target.on_codes, target.shield, target.packed_weights)
-
-
-def model_facts(subject: Subject, graph: ir.Graph, structure: str) -> ModelFacts:
-    """What the database keeps of a model."""
-    counted = ir.statistics(graph)
-    facts = {"params": float(counted.params), "nodes": float(len(counted.nodes))}
-    if counted.macs is not None:
-        facts["macs"] = float(counted.macs)
-    return ModelFacts(structure, subject.name, subject.family, ir.skeleton(graph), facts)
 
 
 def measure_all(
@@ -204,8 +190,7 @@ def _one(
         pair: p for pair, p in platforms.items() if ((structure, p.key) in there) == asked.again
     }
     clean: ir.Graph | None = None
-    if todo and not asked.again:
-        latencies.add_models([model_facts(subject, fixed, structure)])
+    facts = [measured.described(graph, subject.name, subject.family)] if todo else []
     for (target_name, precision), platform in todo.items():
         start = time.perf_counter()
         target = load_target(target_name)
@@ -216,8 +201,8 @@ def _one(
                 path.write_bytes(ir.to_bytes(fixed))
             else:
                 clean = clean or (fixed if subject.family else prepare_graph(fixed))
-                made = quantized(clean, at_precision(target, precision), precision, feeds)
-                path.write_bytes(ir.to_bytes(made))
+                codes = quantized(clean, at_precision(target, precision), precision, feeds)
+                path.write_bytes(ir.to_bytes(codes))
             ready = time.perf_counter()
             assert target.runtime is not None
             timing = benches[target.runtime].time(path, feeds)
@@ -227,29 +212,13 @@ def _one(
             seconds = time.perf_counter() - start
             yield Done(subject, platform, None, before, str(error), seconds)
             continue
-        measurement = _measurement(structure, platform, timing)
-        latencies.add([measurement])
+        made = measured.measurement(
+            structure, platform, timing.latency, timing.facts, timing.reference_ms
+        )
+        warning = deliver(latencies, [made], facts).warning
         there.add((structure, platform.key))
         spent = {"prepare": ready - start, "measure": time.perf_counter() - ready}
-        yield Done(subject, platform, measurement, before, "", sum(spent.values()), spent)
-
-
-def _measurement(structure: str, platform: Platform, timing: Timing) -> Measurement:
-    latency, machine = timing.latency, this_machine()
-    return Measurement(
-        model=structure,
-        platform=platform,
-        p50_ms=latency.p50_ms,
-        p90_ms=latency.p90_ms,
-        p99_ms=latency.p99_ms,
-        n=latency.n,
-        noise=latency.noise,
-        when=utc_now(),
-        machine=f"{machine.cpu}, {machine.cores} cores, {machine.os}",
-        reference_ms=timing.reference_ms,
-        samples_ms=latency.samples_ms,
-        extra={**timing.facts, "rounds": latency.rounds, "warmup": latency.warmup},
-    )
+        yield Done(subject, platform, made, before, "", sum(spent.values()), spent, warning)
 
 
 # ---------------------------------------------------------------- again

@@ -79,7 +79,7 @@ def run(job: Job) -> Iterator[tuple[int, Done | None]]:
     for process in processes:
         process.start()
     behind = [0] * job.workers
-    running = set(range(job.workers))
+    running, died = set(range(job.workers)), set[int]()
     try:
         while running:
             try:
@@ -87,7 +87,7 @@ def run(job: Job) -> Iterator[tuple[int, Done | None]]:
             except queue.Empty:
                 gone = {i for i in running if not processes[i].is_alive()}
                 if gone and results.empty():
-                    running -= gone
+                    running, died = running - gone, died | gone
                 continue
             if isinstance(content, str):
                 raise ValueError(content)
@@ -96,6 +96,12 @@ def run(job: Job) -> Iterator[tuple[int, Done | None]]:
                 continue
             behind[index] = count
             yield sum(behind), content
+        if died:
+            codes = ", ".join(str(processes[i].exitcode) for i in sorted(died))
+            raise ValueError(
+                f"{len(died)} of {job.workers} processes ended early (exit code {codes}); what "
+                "they measured is stored, and the same command goes on from there"
+            )
     finally:
         for process in processes:
             if running:
