@@ -23,7 +23,7 @@ from modelmill.latency.features import COLUMNS, KINDS, GraphFeatures, kind
 from modelmill.latency.table import Table
 
 _RESIDUAL = COLUMNS.index("residual")
-_ROUNDS, _RATE, _DEPTH = 150, 0.15, 5
+_ROUNDS, _RATE, _DEPTH = 100, 0.2, 5
 _DRAWN = 8000  # kernels that a tree is fitted to
 
 
