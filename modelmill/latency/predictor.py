@@ -8,6 +8,9 @@ distance from all that was measured.
 
     median = exp(mean of the ensemble's log ms - correction by similar models)
 
+Measurements are taken as if the machine had always been in its usual state: the networks learn how
+models slow down where the reference model beside them did.
+
 An operator that was never measured on a platform has no cost that anyone could know: that is an
 error which names it, not a number.
 """
@@ -140,6 +143,11 @@ class Predictor:
             off = np.array([correct(distances) for correct in self.corrections])
             rows.append(np.nanmean(self._each(graph), axis=0) - off)
         return np.stack(rows)
+
+    @property
+    def slopes(self) -> np.ndarray:
+        """(P,) how models follow the reference, as powers."""
+        return _slopes(self.members)
 
     def _column(self, platform: Platform) -> int:
         for column, own in enumerate(self.platforms):
@@ -285,26 +293,21 @@ def fit(
     fold = folds(table, effort.folds, seed)
     left_out = [np.isin(fold, (k, (k + 1) % effort.folds)) for k in range(effort.folds)]
     families = _family_groups(table, effort.groups, seed)
-    left_out += [group for group in families for _ in range(2)]
-    networks = _train(table, left_out, effort, seed, show)
+    networks = _train(table, left_out + [g for g in families for _ in range(2)], effort, seed, show)
     members, others = networks[: effort.folds], networks[effort.folds :]
     place = space(table.graphs)
     labels = tuple(sorted({label for graph in table.graphs for label in graph.labels}))
     holds = np.array([[label in set(g.labels) for label in labels] for g in table.graphs])
     seen = holds.T.astype(np.int64) @ np.isfinite(table.log_ms).astype(np.int64)
 
-    answers = _held_out(table, members, left_out[: effort.folds])
-    mean, spread = _summary(answers)
-    error = mean - table.log_ms
+    calm = table.calm(_slopes(members))
+    mean, spread = _summary(_held_out(table, members, left_out))
+    error = mean - calm.log_ms
     kriged = [krige(place, column) for column in error.T]
     remains = np.stack([left for _, left in kriged], axis=1)
     away = _distances(place, np.eye(len(table), dtype=bool))
     held = [_held(remains * _shrink(spread, error, effort.folds), away, spread, True)]
-    for number, group in enumerate(families):
-        two = others[2 * number : 2 * number + 2]
-        mean, spread = _summary(_held_out(table, two, (group, group)))
-        away = _distances(place, np.broadcast_to(group, (len(table), len(table))))
-        held.append(_held(mean - table.log_ms, away, spread, False))
+    held += _far_errors(calm, place, families, others)
     return Predictor(
         platforms=tuple(platforms),
         members=members,
@@ -316,9 +319,27 @@ def fit(
         seen=seen,
         corrections=tuple(correction for correction, _ in kriged),
         interval=calibrate(_joined(held), len(platforms)),
-        reach=float(np.quantile(_distances(place, np.eye(len(table), dtype=bool)), 0.95)),
+        reach=float(np.quantile(away, 0.95)),
         errors=tuple(errors(e, np.zeros_like(e)) for e in remains.T),
     )
+
+
+def _slopes(members: Sequence[gnn.Network]) -> np.ndarray:
+    """(P,) how models follow the reference, on average."""
+    return np.asarray(np.mean([member.slopes for member in members], axis=0))
+
+
+def _far_errors(
+    calm: Table, place: Space, families: Sequence[np.ndarray], others: Sequence[gnn.Network]
+) -> list[Held]:
+    """Errors of models whose families two networks never saw."""
+    found = []
+    for number, group in enumerate(families):
+        two = others[2 * number : 2 * number + 2]
+        mean, spread = _summary(_held_out(calm, two, (group, group)))
+        away = _distances(place, np.broadcast_to(group, (len(calm), len(calm))))
+        found.append(_held(mean - calm.log_ms, away, spread, False))
+    return found
 
 
 def _family_groups(table: Table, count: int, seed: int) -> list[np.ndarray]:
@@ -357,10 +378,12 @@ def _learn(table: Table, seed: int, settings: gnn.Settings) -> gnn.Network:
     """One network on one thread: the matrices are small, and sums depend on how they are split."""
     import torch
 
+    from modelmill.latency.gnn_train import train
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return gnn.train(table, settings, seed)
+        return train(table, settings, seed)
     finally:
         torch.set_num_threads(threads)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,8 @@ class Table:
     log_ms     (M, P) natural logarithm of the median latency in ms; nan: not measured
     platforms  names of the P columns
     names      of the models, for people; families: "" unknown; structures: keys of the database
+    log_drift  (M, P) logarithm of the time that the reference model took beside a measurement, to
+               its usual one on the platform; 0 where none was measured. None: all 0
     """
 
     graphs: tuple[GraphFeatures, ...]
@@ -26,6 +28,7 @@ class Table:
     names: tuple[str, ...]
     families: tuple[str, ...]
     structures: tuple[str, ...]
+    log_drift: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         count = len(self.graphs)
@@ -40,6 +43,17 @@ class Table:
     def __len__(self) -> int:
         return len(self.graphs)
 
+    @property
+    def drift(self) -> np.ndarray:
+        """(M, P) `log_drift`, or zeros."""
+        return np.zeros_like(self.log_ms) if self.log_drift is None else self.log_drift
+
+    def calm(self, slopes: np.ndarray) -> Table:
+        """The table as if the machine had always been in its usual state. slopes: (P,) by how much
+        models become slower where the reference does, as powers.
+        """
+        return replace(self, log_ms=self.log_ms - slopes * self.drift, log_drift=None)
+
     def at(self, rows: Sequence[int] | np.ndarray) -> Table:
         """The table of these models, in that order."""
         return Table(
@@ -49,6 +63,7 @@ class Table:
             tuple(self.names[i] for i in rows),
             tuple(self.families[i] for i in rows),
             tuple(self.structures[i] for i in rows),
+            self.drift[np.asarray(rows, dtype=np.int64)],
         )
 
 

@@ -8,8 +8,9 @@ measured   now, on this machine; kept as a measurement, which the next `fit` lea
 from __future__ import annotations
 
 import time
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -118,14 +119,17 @@ def read_table(
 ) -> tuple[Table, list[Platform], dict[str, str]]:
     """(what can be learned from, its platforms, platforms that cannot be learned and why)
 
-    A model measured several times counts with the median of these times.
+    A model measured several times counts with the medians of these times and of the reference's.
 
     Raises:
         ValueError: nothing, or too little, was measured.
     """
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    references: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in latencies.rows():
         times[row.structure, row.platform].append(row.p50_ms)
+        if row.reference_ms is not None:
+            references[row.structure, row.platform].append(row.reference_ms)
     graphs = _graphs(latencies.models(), {structure for structure, _ in times}, show)
     chosen, left_out = [], {}
     for platform in latencies.platforms():
@@ -142,12 +146,11 @@ def read_table(
             + ("; ".join(f"{name}: {why}" for name, why in left_out.items()) or "nothing")
             + "); run modelmill latency measure --zoo all --count 100 -t ort_cpu"
         )
-    log_ms = np.full((len(graphs), len(chosen)), np.nan)
-    for row_number, structure in enumerate(graphs):
-        for column, platform in enumerate(chosen):
-            if (structure, platform.key) in times:
-                log_ms[row_number, column] = np.log(np.median(times[structure, platform.key]))
+    log_ms, log_reference = (_logs(found, tuple(graphs), chosen) for found in (times, references))
     measured = np.isfinite(log_ms).any(axis=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a platform without any reference
+        usual = np.nanmedian(log_reference, axis=0)
     facts = [fact for _, fact in graphs.values()]
     table = Table(
         tuple(found for found, _ in graphs.values()),
@@ -156,8 +159,19 @@ def read_table(
         tuple(fact.name for fact in facts),
         tuple(fact.family for fact in facts),
         tuple(fact.structure for fact in facts),
+        np.nan_to_num(log_reference - usual),
     )
     return table.at(np.flatnonzero(measured)), chosen, left_out
+
+
+def _logs(
+    found: Mapping[tuple[str, str], Sequence[float]],
+    structures: Sequence[str],
+    platforms: Sequence[Platform],
+) -> np.ndarray:
+    """(M, P) logarithms of the medians, nan where there is nothing."""
+    rows = [[found.get((s, p.key), (np.nan,)) for p in platforms] for s in structures]
+    return np.array([[np.log(np.median(times)) for times in row] for row in rows])
 
 
 def _graphs(

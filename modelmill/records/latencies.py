@@ -30,13 +30,16 @@ Samples = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class Row:
-    """What training reads of a measurement. platform: its key."""
+    """What training reads of a measurement. platform: its key. reference_ms: p50 of the reference
+    model in the same turns, None where there was none.
+    """
 
     structure: str
     family: str
     platform: str
     p50_ms: float
     noise: float
+    reference_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,9 @@ class Latencies:
         fact = self.database.tables["modelmill_measurements"]
         model = self.database.tables["modelmill_models"]
         family = sa.func.coalesce(model.c.family, "")
+        numbers = (fact.c.p50_ms, fact.c.noise, fact.c.reference_ms)
         select = (
-            sa.select(fact.c.model, family, fact.c.platform, fact.c.p50_ms, fact.c.noise)
+            sa.select(fact.c.model, family, fact.c.platform, *numbers)
             .join(model, model.c.structure == fact.c.model, isouter=True)
             .order_by(fact.c.id)
         )
