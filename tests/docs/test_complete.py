@@ -7,6 +7,7 @@ import sys
 import typing
 from pathlib import Path
 
+import click
 import pytest
 
 import modelmill
@@ -58,7 +59,8 @@ def test_plugins_say_what_they_are_and_are_documented(package, name):
     source = ROOT / package.replace(".", "/") / f"{name}.py"
     assert len(ast.get_docstring(ast.parse(source.read_text())) or "") > 20
     word = f"modelmill {name}" if package == "modelmill.cli" else name
-    assert re.search(rf"`{word}`|^### {word}$", page(KINDS[package]), re.M)
+    found = rf"`{word}( \w+)?`|^### {word}$"  # of a group, any of its commands
+    assert re.search(found, page(KINDS[package]), re.M)
 
 
 def test_python_functions():
@@ -71,8 +73,10 @@ def test_options_of_commands_exist():
 
     known = {"--help", "--version", "--debug"}
     for name in main.list_commands(None):
-        for parameter in main.get_command(None, name).params:
-            known |= set(parameter.opts)
+        command = main.get_command(None, name)
+        within = command.list_commands(None) if isinstance(command, click.Group) else []
+        for one in (command, *(command.get_command(None, other) for other in within)):
+            known |= {option for parameter in one.params for option in parameter.opts}
     for path in PAGES:
         if path.parent.name != "benchmarks":
             for option in re.findall(r"`(--[a-z][a-z-]*)", path.read_text(encoding="utf-8")):

@@ -130,10 +130,10 @@ def test_a_crash_costs_one_measurement(latencies, tmp_path):
 
 
 def test_several_workers_share_the_models(tmp_path):
-    subjects = tuple(zoo_subjects(["squeezenet", "alexnet"], 1))
-    job = Job(subjects, ORT[:1], str(tmp_path / "l.db"), ONE, workers=2)
     if len(latency_workers._cpus()) < 2:
         pytest.skip("one core")
+    subjects = tuple(zoo_subjects(["squeezenet", "alexnet"], 1))
+    job = Job(subjects, ORT[:1], str(tmp_path / "l.db"), ONE, workers=2)
     counts = [count for count, _ in run(job)]
     assert max(counts) == 2
     assert Latencies(Database(tmp_path / "l.db")).count() == 2
