@@ -86,8 +86,9 @@ SETS = {
     ),
     "w2a4": _all(CIFAR, "w2a4", W2A4_QUICK, W2A4_HIGH),
     "w4a4": _all(CIFAR, "w4a4", W4A4_QUICK),
-    "w3a3": _all(CIFAR, "w3a3", Row(CIFAR, "w3a3", "qdrop"), effort="quick"),
-    "w2a2": _all(CIFAR, "w2a2", Row(CIFAR, "w2a2", "qdrop"), effort="quick"),
+    "w3a3": _all(CIFAR, "w3a3", effort="quick"),
+    "w2a2": _all(CIFAR, "w2a2", effort="quick"),
+    "longer": (Row(CIFAR, "w3a3", "qdrop"), Row(CIFAR, "w2a2", "qdrop")),
     "resnet56": (*_all(DEEP, "w3a3", effort="quick"), *_all(DEEP, "w2a2", effort="quick")[1:]),
     "mobilenet": _all(
         MOBILE,
