@@ -27,6 +27,7 @@ from modelmill.quant.rounding import Masks, Rounding, Step
 MOST_ELEMENTS = 1 << 22  # of one batch of a unit's largest input or output
 FEWEST_IMAGES = 8  # of a batch that would have more elements
 JUDGED_AT_ONCE = 32
+TURNED_FROM = 512  # images
 Quantizers = Mapping[str, Callable[[Tensor], Tensor]]
 
 
@@ -41,7 +42,8 @@ class Settings:
     of the network's outputs. afterwards: further iterations in which, the roundings fixed, the
     steps of activations are learned alone. tune: iterations, after all units, in which the whole
     network is learned together, tune_batch images at a time, each altered anew: steps and biases at
-    tune_rate, roundings so that they may pass tune_travel codes on the way.
+    tune_rate, roundings so that they may pass tune_travel codes on the way, where there are as many
+    images as `TURNED_FROM`: from fewer they learn these pictures and no others (docs/LOG.md).
     """
 
     iterations: int
@@ -237,7 +239,9 @@ class _Work:
         steps = list({id(s): s.log_step for s in self.steps.values()}.values())
         free = [*self._weight_steps(), *steps, *self.moves.values()]
         roundings, settings = [r.v for r in self.roundings.values()], self.settings
-        return [(free, settings.tune_rate), (roundings, settings.tune_travel / settings.tune)]
+        enough = self.problem.learned_on >= TURNED_FROM
+        rate = settings.tune_travel / settings.tune if enough else 0.0
+        return [(free, settings.tune_rate), (roundings, rate)]
 
     def _weight_steps(self) -> list[Tensor]:
         """Steps of weights that may have any length."""
