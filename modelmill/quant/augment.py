@@ -14,9 +14,9 @@ REACH = 10  # shifts go up to one in so many pixels
 MIXED = 0.5  # share of pictures that are mixed with another
 
 
-def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+def augmented(x: Tensor, generator: torch.Generator, mixed: bool) -> Tensor:
     """Pictures (N, C, H, W), each mirrored or not, shifted by up to a tenth, with reflected
-    borders, and half of them mixed with another of them; in the memory order of `x`.
+    borders, and, if `mixed`, half of them mixed with another; in the memory order of `x`.
     """
     n, shape = len(x), (len(x), 1, 1, 1)
     x = torch.where(torch.rand(shape, generator=generator) < 0.5, x.flip(3), x)
@@ -28,6 +28,8 @@ def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     made = torch.empty_like(x)
     for image, (top, left) in enumerate(zip(tops, lefts, strict=True)):
         made[image] = padded[image, :, top : top + height, left : left + width]
+    if not mixed:
+        return made
     share = torch.rand(shape, generator=generator)
     share = torch.where(torch.rand(shape, generator=generator) < MIXED, share, torch.ones(()))
     return share * made + (1 - share) * made[torch.randperm(n, generator=generator)]

@@ -27,7 +27,7 @@ from modelmill.quant.rounding import Masks, Rounding, Step
 MOST_ELEMENTS = 1 << 22  # of one batch of a unit's largest input or output
 FEWEST_IMAGES = 8  # of a batch that would have more elements
 JUDGED_AT_ONCE = 32
-TURNED_FROM = 512  # images
+MANY = 512  # images
 Quantizers = Mapping[str, Callable[[Tensor], Tensor]]
 
 
@@ -42,8 +42,8 @@ class Settings:
     of the network's outputs. afterwards: further iterations in which, the roundings fixed, the
     steps of activations are learned alone. tune: iterations, after all units, in which the whole
     network is learned together, tune_batch images at a time, each altered anew: steps and biases at
-    tune_rate, roundings so that they may pass tune_travel codes on the way, where there are as many
-    images as `TURNED_FROM`: from fewer they learn these pictures and no others (docs/LOG.md).
+    tune_rate, roundings so that they may pass tune_travel codes on the way. With fewer images than
+    `MANY` none is mixed and no rounding turned: from few that does harm (docs/LOG.md).
     """
 
     iterations: int
@@ -155,6 +155,7 @@ class _Work:
                 self.steps |= dict.fromkeys(group, Step(encoding))
         judged = problem.images - problem.learned_on
         self.judged_on = range(problem.learned_on if judged else 0, problem.images)
+        self.many = problem.learned_on >= MANY
         self.energy = {name: self._energy(cache) for name, cache in problem.targets.items()}
 
     def _energy(self, cache: Cache) -> float:
@@ -183,7 +184,7 @@ class _Work:
         """What the unit reads and what it shall make of it."""
         if self.problem.again is not None and drop is not None:
             seen = {
-                name: augmented(real.rows(rows), self.generator)
+                name: augmented(real.rows(rows), self.generator, self.many)
                 for name, (_, real) in self.problem.inputs.items()
             }
             with torch.no_grad():
@@ -239,8 +240,7 @@ class _Work:
         steps = list({id(s): s.log_step for s in self.steps.values()}.values())
         free = [*self._weight_steps(), *steps, *self.moves.values()]
         roundings, settings = [r.v for r in self.roundings.values()], self.settings
-        enough = self.problem.learned_on >= TURNED_FROM
-        rate = settings.tune_travel / settings.tune if enough else 0.0
+        rate = settings.tune_travel / settings.tune if self.many else 0.0
         return [(free, settings.tune_rate), (roundings, rate)]
 
     def _weight_steps(self) -> list[Tensor]:
