@@ -60,7 +60,8 @@ def test_help_of_every_command_ends_with_an_example(run, name):
     assert example_of(run, name).startswith(f"modelmill {name}")
 
 
-@pytest.mark.parametrize("name", [c for c in COMMANDS if c != "demo"])
+# Not `serve`: it goes on until it is stopped (tests/unit/cli/test_serve.py).
+@pytest.mark.parametrize("name", [c for c in COMMANDS if c not in ("demo", "serve")])
 def test_the_examples_work(run, name, demo_build, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo-build").symlink_to(demo_build)
