@@ -32,6 +32,8 @@ def test_the_commands_are_the_files_with_a_plugin(run):
         "eval",
         "explain",
         "inspect",
+        "latency",
+        "serve",
         "targets",
     ]
     result = run("--help")
