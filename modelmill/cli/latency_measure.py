@@ -29,7 +29,7 @@ EPILOG = "\b\nExample:\n  modelmill latency measure --zoo squeezenet --count 2 -
     show_default=True,
     help="float, or bits as in w8a8; may be repeated.",
 )
-@click.option("--db", help="File or URL. Default: $MODELMILL_DB, or the user's records.db.")
+@options.database
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of engines.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Of MODELs.")
 @click.option(

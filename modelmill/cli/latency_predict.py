@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 START = (
     "\b\nExample (after `modelmill latency measure --zoo all --count 9 -t ort_cpu --db l.db`):\n"
 )
-database = click.option(
-    "--db", help="File or URL. Default: $MODELMILL_DB, or the user's records.db."
-)
 model = click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 target = click.option("-t", "--target", required=True, help="ort_cpu, openvino_cpu, ...")
 precision = click.option(
@@ -37,7 +34,7 @@ batch = click.option(
     epilog=START + "  modelmill latency fit --db l.db",
     short_help="Learn to predict latencies from the database.",
 )
-@database
+@options.database
 @options.seed
 @click.option("--steps", type=click.IntRange(1), help="Of training. Default: as was found best.")
 @options.form
@@ -78,7 +75,7 @@ def fit(db: str | None, seed: int, steps: int | None, form: str) -> None:
 @precision
 @threads
 @batch
-@database
+@options.database
 @options.form
 def predict(
     model: Path, target: str, precision: str, threads: int, batch: int, db: str | None, form: str
@@ -105,7 +102,7 @@ def predict(
 @precision
 @threads
 @batch
-@database
+@options.database
 @options.form
 def query(
     model: Path, target: str, precision: str, threads: int, batch: int, db: str | None, form: str

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from modelmill.latency.complete import squares
 from modelmill.latency.features import GraphFeatures
 
 _LENGTHS = (1.0, 3.0)
@@ -59,8 +60,7 @@ def space(graphs: tuple[GraphFeatures, ...]) -> Space:
 
 def between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(len(a), len(b)) Euclidean distances."""
-    squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
-    return np.asarray(np.sqrt(np.maximum(squares, 0)))
+    return np.asarray(np.sqrt(squares(a, b)))
 
 
 def far(distances: np.ndarray) -> float:

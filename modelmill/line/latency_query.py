@@ -32,10 +32,10 @@ from modelmill.records import (
     this_machine,
     utc_now,
 )
+from modelmill.records.measurement import PREDICTED
 
 NAME = "latency"  # of the predictor in the database
 EFFORT = Effort(workers=2)
-PREDICTED = "latency_predicted_p50_ms"  # of a record
 Show = Callable[[str, int, int], None]
 
 

@@ -18,16 +18,15 @@ from typing import Any
 
 from modelmill.records.database import Database
 from modelmill.records.latencies import Latencies
-from modelmill.records.measurement import Measurement, ModelFacts, Platform
+from modelmill.records.measurement import PLATFORM, Measurement, ModelFacts, Platform
 
 Described = tuple[Measurement, ModelFacts]
 Advance = Callable[[int], None]
 FORMATS = (".csv", ".parquet")
 PAGE = 1000  # measurements that are held at once
 _MODEL = ("name", "family", "facts", "skeleton")
-_PLATFORM = ("target", "version", "device", "isa", "threads", "precision", "batch")
 _TIMES = ("p50_ms", "p90_ms", "p99_ms", "noise", "reference_ms")
-COLUMNS = ("model", *_MODEL, *_PLATFORM, *_TIMES, "n", "when", "machine", "extra", "samples_ms")
+COLUMNS = ("model", *_MODEL, *PLATFORM, *_TIMES, "n", "when", "machine", "extra", "samples_ms")
 _NEEDED = frozenset(COLUMNS) - {*_MODEL, "reference_ms", "machine", "extra", "samples_ms"}
 _MAY_BE_EMPTY = ("version", "device", "isa")
 
@@ -68,7 +67,7 @@ def from_flat(row: Mapping[str, Any]) -> Described:
         except binascii.Error as error:
             raise ValueError(f"skeleton is not base64: {error}") from None
     place: dict[str, Any] = {
-        n: int(row[n]) if n in ("threads", "batch") else row[n] for n in _PLATFORM
+        n: int(row[n]) if n in ("threads", "batch") else row[n] for n in PLATFORM
     }
     times = {n: float(row[n]) for n in _TIMES if n != "reference_ms"}
     measured = Measurement(

@@ -17,13 +17,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from modelmill.records.database import Database
-from modelmill.records.measurement import Measurement, ModelFacts, Platform
+from modelmill.records.measurement import PLATFORM, Measurement, ModelFacts, Platform
 from modelmill.records.record import utc_now
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-_PLATFORM = ("target", "version", "device", "isa", "threads", "precision", "batch")
 _NUMBERS = ("p50_ms", "p90_ms", "p99_ms", "n", "noise", "reference_ms")
 Samples = tuple[tuple[float, ...], ...]
 
@@ -135,7 +134,7 @@ class Latencies:
                 select = select.where(table.c[name] == value)
         with self.database.reading() as connection:
             rows = connection.execute(select).mappings()
-            found = [Platform(**{name: row[name] for name in _PLATFORM}) for row in rows]
+            found = [Platform(**{name: row[name] for name in PLATFORM}) for row in rows]
         return sorted(found, key=lambda p: (p.name, p.device, p.version))
 
     def models(
@@ -186,7 +185,7 @@ class Latencies:
         fact = self.database.tables["modelmill_measurements"]
         place = self.database.tables["modelmill_platforms"]
         return (
-            sa.select(fact, *(place.c[n].label(f"at_{n}") for n in _PLATFORM))
+            sa.select(fact, *(place.c[n].label(f"at_{n}") for n in PLATFORM))
             .join(place, place.c.key == fact.c.platform)
             .order_by(fact.c.id)
         )
@@ -279,7 +278,7 @@ def _from_measurement(m: Measurement) -> dict[str, Any]:
 def _to_measurement(row: sa.RowMapping) -> Measurement:
     return Measurement(
         model=row["model"],
-        platform=Platform(**{name: row[f"at_{name}"] for name in _PLATFORM}),
+        platform=Platform(**{name: row[f"at_{name}"] for name in PLATFORM}),
         **{name: row[name] for name in (*_NUMBERS, "when", "machine")},
         samples_ms=unpack(bytes(row["samples"])),
         extra=json.loads(row["extra"]),

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from functools import cached_property
 
@@ -51,6 +51,10 @@ class Platform:
     def key(self) -> str:
         """16 hexadecimal digits that stand for all fields."""
         return _digest(asdict(self), 16)
+
+
+PLATFORM = tuple(f.name for f in fields(Platform))  # as its columns are named everywhere
+PREDICTED = "latency_predicted_p50_ms"  # what a record of a predicted latency says
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
+from modelmill.records.measurement import PREDICTED
 from modelmill.web import tally
 from modelmill.web.accuracy import accuracies
 from modelmill.web.builds import Builds
 from modelmill.web.predictions import compared, of_model
-from modelmill.web.reader import PREDICTED, Reader
+from modelmill.web.reader import Reader
 from modelmill.web.tally import Counts, Tally
 
 Json = dict[str, Any]

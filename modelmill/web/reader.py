@@ -11,21 +11,19 @@ import json
 import operator
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from modelmill.records.database import Database
 from modelmill.records.latencies import unpack
-from modelmill.records.measurement import Platform
+from modelmill.records.measurement import PLATFORM, Platform
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
 Json = dict[str, Any]
-PLATFORM = ("target", "version", "device", "isa", "threads", "precision", "batch")
 FACT = ("id", "model", "platform", "p50_ms", "p90_ms", "p99_ms", "noise", "n", "when", "machine")
-PREDICTED = "latency_predicted_p50_ms"
 FRESH_S = 10.0  # counts and names of families are used so long
 MOST_PLATFORMS = 10_000
 MOST_OF_A_MODEL = 500
@@ -95,7 +93,7 @@ class Reader:
         if after is not None:
             here, there = sa.tuple_(*order), sa.tuple_(*map(sa.literal, after))
             select = select.where(here < there if descending else here > there)
-        found = [dict(row) for row in self._rows(select)]
+        found = self._rows(select)
         self._add_facts(found)
         return found
 
@@ -107,7 +105,7 @@ class Reader:
         select = sa.select(table.c.structure, table.c.name, table.c.family)
         # "g" comes behind all hexadecimal digits.
         select = select.where(table.c.structure >= start, table.c.structure < f"{start}g")
-        found = [dict(row) for row in self._rows(select.order_by(table.c.structure).limit(most))]
+        found = self._rows(select.order_by(table.c.structure).limit(most))
         self._add_facts(found)
         return found
 
@@ -151,7 +149,7 @@ class Reader:
         if after is not None:
             here, there = sa.tuple_(*order), sa.tuple_(*map(sa.literal, after[-len(order) :]))
             ids = ids.where(here < there if falling else here > there)
-        rows = self._named(self._facts().where(fact.c.id.in_(ids.scalar_subquery())))
+        rows = self._rows(self._facts().where(fact.c.id.in_(ids.scalar_subquery())))
         by = operator.itemgetter("id") if sort == "newest" else operator.itemgetter("p50_ms", "id")
         return sorted(rows, key=by, reverse=falling)
 
@@ -159,13 +157,13 @@ class Reader:
         """The newest measurements of a model, with the p50 of the reference beside them."""
         fact = self._table("measurements")
         select = self._facts().where(fact.c.model == structure)
-        return self._named(select.order_by(fact.c.id.desc()).limit(MOST_OF_A_MODEL))
+        return self._rows(select.order_by(fact.c.id.desc()).limit(MOST_OF_A_MODEL))
 
     def measurement(self, id: int) -> Json | None:
         """One measurement with its samples; None: it is not there."""
         fact = self._table("measurements")
         select = self._facts().add_columns(fact.c.reference_ms, fact.c.extra, fact.c.samples)
-        for row in self._named(select.where(fact.c.id == id)):
+        for row in self._rows(select.where(fact.c.id == id)):
             samples = [list(block) for block in unpack(bytes(row.pop("samples")))]
             return {**row, "extra": json.loads(row["extra"]), "samples_ms": samples}
         return None
@@ -179,7 +177,7 @@ class Reader:
         for some in _portions(sorted(models), 500):
             columns = [fact.c[n] for n in ("id", "model", "platform", "p50_ms", "noise", "when")]
             select = sa.select(*columns).where(fact.c.model.in_(some)).order_by(fact.c.id)
-            found |= {(row["model"], row["platform"]): dict(row) for row in self._rows(select)}
+            found |= {(row["model"], row["platform"]): row for row in self._rows(select)}
         return found
 
     def names_of(self, structures: Collection[str]) -> dict[str, Json]:
@@ -191,7 +189,7 @@ class Reader:
         for some in _portions(sorted(structures), 500):
             columns = (table.c.structure, table.c.name, table.c.family)
             select = sa.select(*columns).where(table.c.structure.in_(some))
-            found |= {row["structure"]: dict(row) for row in self._rows(select)}
+            found |= {row["structure"]: row for row in self._rows(select)}
         return found
 
     def records(
@@ -219,7 +217,7 @@ class Reader:
             return column.contains(text, autoescape=True)
         return column.icontains(text, autoescape=True)
 
-    def _rows(self, select: sa.Select[Any]) -> list[Mapping[str, Any]]:
+    def _rows(self, select: sa.Select[Any]) -> list[Json]:
         with reading(self.database) as connection:
             return [dict(row) for row in connection.execute(select).mappings()]
 
@@ -233,9 +231,6 @@ class Reader:
         return sa.select(*columns).select_from(
             fact.outerjoin(model, model.c.structure == fact.c.model)
         )
-
-    def _named(self, select: sa.Select[Any]) -> list[Json]:
-        return [dict(row) for row in self._rows(select)]
 
     def _add_facts(self, models: list[Json]) -> None:
         """Join multiply-adds, parameters and how often it was measured to models."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelmill.records import Database, Latencies, Measurement, Platform
-from modelmill.web import drawing, reader, tally
+from modelmill.web import content, drawing, tally
 from modelmill.web.reader import Reader
 from modelmill.web.tally import Tally
 
@@ -122,7 +122,7 @@ def test_a_measurement(said, client):
 def test_the_name_of_a_prediction_is_that_under_which_it_is_stored():
     from modelmill.line.latency_query import PREDICTED
 
-    assert reader.PREDICTED == PREDICTED
+    assert content.PREDICTED == PREDICTED
 
 
 def test_predictions(said, client):
