@@ -13,6 +13,20 @@ from modelmill import ir
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as modelmill.cli.main does, before torch loads
+# The workers of xdist, which begin after this, are as many as there are cores: two threads of each
+# would only wait for one another. What an engine gets is an option of its session.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Each worker begins with a part of the tests in one piece, so that what a module or a session
+    shares is made once and not by all workers; who is done first takes from the others.
+    """
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,11 +1,17 @@
-"""A platform from few samples (complete, prior, transfer, select), on worlds known exactly."""
+"""A platform from few samples (complete, prior, transfer, select), on worlds known exactly.
+
+A few models, and as large a share of them as of a real table tunes the prior and carries it: what
+is drawn from them is a part and not all. The bounds are shares, which do not depend on how many.
+"""
+
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from modelmill.latency.complete import complete
-from modelmill.latency.prior import learn
+from modelmill.latency.prior import Prior, learn
 from modelmill.latency.select import choose, choose_prior
 from modelmill.latency.transfer import Adapted, adapt, adapt_prior
 
@@ -22,7 +28,10 @@ PRICES = np.array(  # ms per unit of work: six known platforms, then a new one i
 NEW_PRICES = np.array([3.0, 1.2, 0.5, 2.0])
 
 
-def amounts(models: int = 400, seed: int = 0) -> np.ndarray:
+MODELS, TUNING, NYSTROM = 150, 75, 60
+
+
+def amounts(models: int = MODELS, seed: int = 0) -> np.ndarray:
     """How often each of three operators occurs in a model."""
     return np.random.default_rng(seed).integers(0, 7, (models, 3)).astype(float)
 
@@ -45,6 +54,19 @@ def measured(rows: list[int], ms: np.ndarray = NEW) -> dict[int, float]:
     return {row: float(ms[row]) for row in rows}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def a_part_of_the_models() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modelmill.latency.complete.TUNING_POINTS", TUNING)
+        patch.setattr("modelmill.latency.prior.NYSTROM_POINTS", NYSTROM)
+        yield
+
+
+@pytest.fixture(scope="module")
+def prior(a_part_of_the_models: None) -> Prior:
+    return learn(WORK, SOURCE)
+
+
 def test_a_platform_that_mixes_the_known_ones_is_recovered_in_milliseconds() -> None:
     found = adapt(WORK, SOURCE, measured(choose(WORK, SOURCE, 10)))
     assert error(found).mean() < 0.02
@@ -58,9 +80,8 @@ def test_holes_in_the_known_tables_do_not_matter() -> None:
     assert error(found).mean() < 0.03
 
 
-def test_one_measurement_gone_wrong_is_survived() -> None:
-    rows = choose(WORK, SOURCE, 10)
-    prior = learn(WORK, SOURCE)
+def test_one_measurement_gone_wrong_is_survived(prior: Prior) -> None:
+    rows = choose_prior(prior, 10)
     for row in rows:
         for factor in (1e-3, 5.0):
             samples = measured(rows)
@@ -70,10 +91,9 @@ def test_one_measurement_gone_wrong_is_survived() -> None:
             assert spearmanr(found.log_ms, NEW)[0] > 0.97
 
 
-def test_the_interval_covers_and_widens_with_the_noise() -> None:
+def test_the_interval_covers_and_widens_with_the_noise(prior: Prior) -> None:
     random = np.random.default_rng(3)
-    prior = learn(WORK, SOURCE)
-    rows = choose(WORK, SOURCE, 32)
+    rows = choose_prior(prior, 32)
     calm = adapt_prior(prior, measured(rows))
     noisy = NEW * np.exp(0.1 * random.standard_normal(len(NEW)))
     loud = adapt_prior(prior, measured(rows, noisy))
@@ -98,14 +118,14 @@ def test_the_same_seed_gives_the_same_answer() -> None:
     ("samples", "word"),
     [
         ({0: 1.0}, "at least 2"),
-        ({0: 1.0, 400: 1.0}, "0..399"),
+        ({0: 1.0, MODELS: 1.0}, f"0..{MODELS - 1}"),
         ({0: 1.0, 7: 0.0}, "row 7"),
         ({0: 1.0, 7: float("nan")}, "row 7"),
     ],
 )
-def test_bad_samples_are_named(samples: dict[int, float], word: str) -> None:
+def test_bad_samples_are_named(prior: Prior, samples: dict[int, float], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        adapt(WORK, SOURCE, samples)
+        adapt_prior(prior, samples)
 
 
 def test_bad_tables_are_named() -> None:
