@@ -19,6 +19,9 @@ with warnings.catch_warnings():
 TERMS = 4  # of `base`
 START = (-4.0, -0.7, -0.7, -6.5)  # log ms of a million MACs, of a million elements, of a kernel
 MODEL_START = -4.0  # log ms around a model's kernels
+BETA = 0.05  # errors above it count linearly
+INSIDE = 1.0  # weight of kernels against whole models
+SMALLEST = 1e-3  # part of a model's time below which a kernel's is not told
 OTHERS = ("common", "model", "slopes")  # not drawn to 0
 
 
@@ -51,7 +54,8 @@ def train(
         drawn = _draws(random, len(table), settings)
         for step, rows in zip(range(settings.steps), drawn, strict=False):
             optimizer.zero_grad()
-            loss = net.loss(data.batch(rows))
+            timed = [data.kernels(rows, p) for p in range(data.platforms)]
+            loss = net.loss(data.batch(rows), timed)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_([*net.weights, *net.others], 1.0)
             optimizer.step()
@@ -82,6 +86,7 @@ class _Data:
         ]
         self.log_ms = table.log_ms.astype(np.float32)
         self.drift = table.drift.astype(np.float32)
+        self.profiles = table.profiles
         self.labels = len(labels)
         self.platforms = len(table.platforms)
 
@@ -98,6 +103,25 @@ class _Data:
         owner = np.repeat(np.arange(len(rows)), sizes)
         arrays = (x, label, terms, both, owner, self.log_ms[rows], self.drift[rows])
         return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+
+    def kernels(self, rows: np.ndarray, platform: int) -> tuple[Tensor, ...] | None:
+        """Units whose kernels were timed, number of their kernel in the batch, the kernel's part of
+        the time and its model; None without any.
+        """
+        found: list[tuple[np.ndarray, ...]] = []
+        at, kernels = 0, 0
+        for number, row in enumerate(rows):
+            units = len(self.graphs[row][0])
+            held = self.profiles[row][platform] if self.profiles else None
+            if held is not None and np.isfinite(self.log_ms[row, platform]):
+                models = np.full(len(held.parts), number)
+                parts = held.parts.astype(np.float32)
+                found.append((at + np.arange(units), kernels + held.kernels, parts, models))
+                kernels += len(held.parts)
+            at += units
+        if not found:
+            return None
+        return tuple(torch.from_numpy(np.concatenate(each)) for each in zip(*found, strict=True))
 
 
 class _Net(nn.Module):
@@ -126,7 +150,7 @@ class _Net(nn.Module):
     def others(self) -> list[nn.Parameter]:
         return [p for n, p in self.named_parameters() if n in OTHERS]
 
-    def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
+    def loss(self, batch: tuple[Tensor, ...], timed: Sequence[tuple[Tensor, ...] | None]) -> Tensor:
         x, label, terms, edges, owner, log_ms, drift = batch
         h = nn.functional.silu(self.enter(x) + self.label[label])
         for layer in self.near:
@@ -140,7 +164,14 @@ class _Net(nn.Module):
         known = ~torch.isnan(log_ms)
         told = total.log() + self.slopes * drift
         off = (told - torch.nan_to_num(log_ms))[known]
-        return nn.functional.smooth_l1_loss(off, torch.zeros_like(off), beta=0.05)
+        loss = nn.functional.smooth_l1_loss(off, torch.zeros_like(off), beta=BETA)
+        calm = log_ms - self.slopes.detach() * drift
+        inside = [
+            _off_inside(costs[:, p], calm[:, p], *of)
+            for p, of in enumerate(timed)
+            if of is not None
+        ]
+        return loss + INSIDE * torch.stack(inside).mean() if inside else loss
 
     def learned(self, data: _Data) -> dict[str, np.ndarray]:
         found = {
@@ -169,3 +200,13 @@ class _Net(nn.Module):
             )
             for name, v in found.items()
         }
+
+
+def _off_inside(
+    costs: Tensor, log_ms: Tensor, units: Tensor, kernels: Tensor, parts: Tensor, models: Tensor
+) -> Tensor:
+    """How far the kernels of one platform are off, each by its part of the time."""
+    made = torch.zeros(len(parts)).index_add(0, kernels, costs[units])
+    off = made.log() - log_ms[models] - parts.clamp(min=SMALLEST).log()
+    loss = nn.functional.smooth_l1_loss(off, torch.zeros_like(off), beta=BETA, reduction="none")
+    return (loss * parts).sum() / parts.sum()

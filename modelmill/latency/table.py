@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from modelmill.latency.features import GraphFeatures
+from modelmill.latency.profile import Shares
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Table:
     names      of the models, for people; families: "" unknown; structures: keys of the database
     log_drift  (M, P) logarithm of the time that the reference model took beside a measurement, to
                its usual one on the platform; 0 where none was measured. None: all 0
+    profiles   (M, P) where the time went, as of `profile.shares`; None where that is not known
     """
 
     graphs: tuple[GraphFeatures, ...]
@@ -29,6 +31,7 @@ class Table:
     families: tuple[str, ...]
     structures: tuple[str, ...]
     log_drift: np.ndarray | None = None
+    profiles: tuple[tuple[Shares | None, ...], ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.graphs)
@@ -64,6 +67,7 @@ class Table:
             tuple(self.families[i] for i in rows),
             tuple(self.structures[i] for i in rows),
             self.drift[np.asarray(rows, dtype=np.int64)],
+            tuple(self.profiles[i] for i in rows) if self.profiles else (),
         )
 
 

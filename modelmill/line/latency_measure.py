@@ -24,11 +24,13 @@ import numpy as np
 from modelmill import ir
 from modelmill.latency import zoo
 from modelmill.latency.collect import Bench, random_feeds
+from modelmill.latency.profile import spent
 from modelmill.line import measured
 from modelmill.line.quantize import Where, prepare_graph
 from modelmill.line.rewrite import rewritten
 from modelmill.quant.calibrate import Calibrate
 from modelmill.records import Latencies, Measurement, Platform, deliver
+from modelmill.records.measurement import KERNELS
 from modelmill.runtimes import DeploymentError, EngineMissing, SessionOptions, find_platform
 from modelmill.targets import Target, at_precision, load_target
 
@@ -212,13 +214,14 @@ def _one(
             seconds = time.perf_counter() - start
             yield Done(subject, platform, None, before, str(error), seconds)
             continue
-        made = measured.measurement(
-            structure, platform, timing.latency, timing.facts, timing.reference_ms
-        )
+        told = {n: round(us, 1) for n, us in spent(fixed, timing.ops).items()}
+        extra = {**timing.facts, KERNELS: told} if told else timing.facts
+        made = measured.measurement(structure, platform, timing.latency, extra, timing.reference_ms)
         warning = deliver(latencies, [made], facts).warning
         there.add((structure, platform.key))
-        spent = {"prepare": ready - start, "measure": time.perf_counter() - ready}
-        yield Done(subject, platform, made, before, "", sum(spent.values()), spent, warning)
+        seconds_of = {"prepare": ready - start, "measure": time.perf_counter() - ready}
+        seconds = sum(seconds_of.values())
+        yield Done(subject, platform, made, before, "", seconds, seconds_of, warning)
 
 
 # ---------------------------------------------------------------- again

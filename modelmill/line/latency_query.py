@@ -21,6 +21,7 @@ from modelmill import ir
 from modelmill.latency import predictor as predictors
 from modelmill.latency.features import GraphFeatures, features
 from modelmill.latency.predictor import Effort, Prediction, Predictor, UnknownOperatorError
+from modelmill.latency.profile import Shares, shares
 from modelmill.latency.table import Errors, Table
 from modelmill.records import (
     Latencies,
@@ -160,6 +161,7 @@ def read_table(
         tuple(fact.family for fact in facts),
         tuple(fact.structure for fact in facts),
         np.nan_to_num(log_reference - usual),
+        _profiles(latencies, tuple(graphs.values()), chosen),
     )
     return table.at(np.flatnonzero(measured)), chosen, left_out
 
@@ -172,6 +174,20 @@ def _logs(
     """(M, P) logarithms of the medians, nan where there is nothing."""
     rows = [[found.get((s, p.key), (np.nan,)) for p in platforms] for s in structures]
     return np.array([[np.log(np.median(times)) for times in row] for row in rows])
+
+
+def _profiles(
+    latencies: Latencies,
+    graphs: Sequence[tuple[GraphFeatures, ModelFacts]],
+    platforms: Sequence[Platform],
+) -> tuple[tuple[Shares | None, ...], ...]:
+    """(M, P) where the time went, None where nobody asked the engine."""
+    told = latencies.kernels()
+    rows = [[(fact.structure, p.key) for p in platforms] for _, fact in graphs]
+    return tuple(
+        tuple(shares(found, told[key]) if key in told else None for key in row)
+        for (found, _), row in zip(graphs, rows, strict=True)
+    )
 
 
 def _graphs(

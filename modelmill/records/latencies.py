@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from modelmill.records.database import Database
-from modelmill.records.measurement import PLATFORM, Measurement, ModelFacts, Platform
+from modelmill.records.measurement import KERNELS, PLATFORM, Measurement, ModelFacts, Platform
 from modelmill.records.record import utc_now
 
 if TYPE_CHECKING:
@@ -167,6 +167,22 @@ class Latencies:
             select = select.where(fact.c.platform.in_([p.key for p in platforms]))
         with self.database.reading() as connection:
             return [Row(*row) for row in connection.execute(select)]
+
+    def kernels(self) -> dict[tuple[str, str], dict[str, float]]:
+        """Where the time went, by (structure, key of the platform): microseconds by node, from the
+        newest measurement that tells.
+        """
+        import sqlalchemy as sa
+
+        fact = self.database.tables["modelmill_measurements"]
+        select = (
+            sa.select(fact.c.model, fact.c.platform, fact.c.extra)
+            .where(fact.c.extra.like(f'%"{KERNELS}"%'))
+            .order_by(fact.c.id)
+        )
+        with self.database.reading() as connection:
+            rows = connection.execute(select).all()
+        return {(model, platform): json.loads(extra)[KERNELS] for model, platform, extra in rows}
 
     def count(self) -> int:
         """How many measurements there are."""

@@ -54,6 +54,7 @@ class Platform:
 
 
 PLATFORM = tuple(f.name for f in fields(Platform))  # as its columns are named everywhere
+KERNELS = "kernels"  # in `Measurement.extra`: microseconds by node of the model
 PREDICTED = "latency_predicted_p50_ms"  # what a record of a predicted latency says
 
 

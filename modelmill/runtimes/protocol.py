@@ -15,6 +15,9 @@ Arrays = Mapping[str, np.ndarray]
 Kind = Literal["integer", "float", "conversion", "other"]
 
 
+PROFILED = 10  # inferences behind the time of a kernel
+
+
 class DeploymentError(RuntimeError):
     """One deployment failed: report it, go on with the others."""
 
@@ -78,7 +81,8 @@ class ExecutedOp:
     precision  numpy-like name of the type it works in: "uint8", "float32"
     kind       "integer": works on 8-bit (or smaller) tensors; "float": computes in floating point;
                "conversion": only changes number format or layout; "other": shapes, indices, masks
-    us         microseconds in one inference; None where the engine cannot time a single kernel
+    us         microseconds in one inference, the median or mean of `PROFILED` where it times each;
+               None where it cannot time a single kernel
     """
 
     name: str
