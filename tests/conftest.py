@@ -1,4 +1,4 @@
-"""Shared fixtures: the real data, and small graphs written as text."""
+"""Shared fixtures: the real data, small graphs written as text, and the demo's folder."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ import onnx.parser
 import pytest
 
 from modelmill import ir
+from modelmill.runtimes import EngineStatus, doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as modelmill.cli.main does, before torch loads
@@ -71,3 +72,33 @@ def graph_from_text(proto_from_text: Callable[..., onnx.ModelProto]) -> Callable
         return ir.from_bytes(proto_from_text(text, opset, **arrays).SerializeToString())
 
     return make
+
+
+@pytest.fixture(scope="session")
+def engines() -> list[EngineStatus]:
+    """What the doctor says of every engine; it starts a process for each."""
+    return doctor()
+
+
+@pytest.fixture(scope="session")
+def quick() -> Iterator[None]:
+    """Latencies are measured with real engines but in a fraction of the usual time."""
+    from modelmill.latency import Effort, measure
+    from modelmill.line import bench, deploy
+    from modelmill.search import cost
+
+    least = Effort(blocks=3, block_ms=3.0, warmups=1, rounds=1)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (deploy, bench, cost):
+            patch.setattr(module, "measure", lambda s, f, effort: measure(s, f, least))
+        yield
+
+
+@pytest.fixture(scope="session")
+def demo_build(quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `demo-build`, made by one epoch of the demo."""
+    from modelmill.line.demo import DemoOptions, demo
+
+    out = tmp_path_factory.mktemp("demo") / "demo-build"
+    demo(DemoOptions(out, epochs=1, simulate=20))
+    return out

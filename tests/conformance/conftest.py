@@ -1,7 +1,16 @@
-"""Engines that compile for seconds run their main checks in `make test`, the others in `pytest`."""
+"""Engines that compile for seconds run their main checks in `make test`, the others in `pytest`.
+What they import for seconds too is imported once, in a worker that their sessions share.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 
 import pytest
 
+from modelmill.runtimes import RemoteSession, SessionOptions, Worker, open_session
+
+Open = Callable[..., RemoteSession]
+DEFAULT = SessionOptions()
 COMPILES = {"executorch", "iree", "torch_inductor", "tvm"}
 MAIN = {
     "test_float_scores_are_those_of_the_reference",
@@ -18,3 +27,23 @@ def pytest_collection_modifyitems(items):
             side = given["target"] in COMPILES and given["name"] != "residual"
         if side:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def open_shared() -> Iterator[Open]:
+    """As `open_session`; sessions that follow on one another of an engine that compiles are in one
+    worker.
+    """
+    with ExitStack() as last:
+        workers: dict[str, Worker] = {}
+
+        def start(runtime: str, path: object, options: SessionOptions = DEFAULT) -> RemoteSession:
+            if runtime not in COMPILES:
+                return open_session(runtime, path, options)
+            if runtime not in workers:
+                last.close()  # one engine at a time: they are large
+                workers.clear()
+                workers[runtime] = last.enter_context(closing(Worker(runtime)))
+            return workers[runtime].open(path, options)
+
+        yield start

@@ -1,4 +1,4 @@
-"""A tiny classifier with card and data, the demo's folder, and a private PostgreSQL server."""
+"""A tiny classifier with card and data, and a private PostgreSQL server."""
 
 import json
 import os
@@ -91,30 +91,6 @@ def make_tiny(proto_from_text: Callable[..., onnx.ModelProto]) -> Callable[..., 
 @pytest.fixture(scope="session")
 def tiny(make_tiny: Callable[..., Tiny], tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return make_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="session")
-def quick() -> Iterator[None]:
-    """Latencies are measured with real engines but in a fraction of the usual time."""
-    from modelmill.latency import Effort, measure
-    from modelmill.line import bench, deploy
-    from modelmill.search import cost
-
-    least = Effort(blocks=3, block_ms=3.0, warmups=1, rounds=1)
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (deploy, bench, cost):
-            patch.setattr(module, "measure", lambda s, f, effort: measure(s, f, least))
-        yield
-
-
-@pytest.fixture(scope="session")
-def demo_build(quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder `demo-build`, made by one epoch of the demo."""
-    from modelmill.line.demo import DemoOptions, demo
-
-    out = tmp_path_factory.mktemp("demo") / "demo-build"
-    demo(DemoOptions(out, epochs=1, simulate=20))
-    return out
 
 
 USER = "postgres"  # of the database; the server itself refuses to run as root

@@ -1,7 +1,7 @@
 """A platform from few samples (complete, prior, transfer, select), on worlds known exactly.
 
-A few models, and as large a share of them as of a real table tunes the prior and carries it: what
-is drawn from them is a part and not all. The bounds are shares, which do not depend on how many.
+Few models, of which fewer still tune the prior and carry it, as with a large table: these are drawn
+and not all. The bounds are relative errors and shares, whatever the number of models.
 """
 
 from collections.abc import Iterator

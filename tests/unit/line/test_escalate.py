@@ -108,7 +108,7 @@ def hair(make_tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def climbed(hair, quick, tmp_path_factory):
     out, show = tmp_path_factory.mktemp("climbed") / "out", Listener()
-    options = BuildOptions(hair.model, hair.data, ("ort_cpu",), out, simulate=5)
+    options = BuildOptions(hair.model, hair.data, ("ort_cpu",), out, simulate=5, effort="quick")
     return build(options, show), out, show.said, options
 
 
@@ -198,7 +198,9 @@ def test_where_nothing_helps_it_says_so(tiny, quick, tmp_path):
     target, out = tmp_path / "liar.py", tmp_path / "out"
     target.write_text(LIAR)
     asked = ["build", tiny.model, "-d", tiny.data, "-t", str(target), "-o", str(out)]
-    result = CliRunner().invoke(main, [*asked, "--simulate", "5", "--calibrate", "20"])
+    result = CliRunner().invoke(
+        main, [*asked, "--simulate", "5", "--calibrate", "20", "--effort", "quick"]
+    )
     assert result.exit_code == 1, result.output
     (found,) = json.loads((out / "report.json").read_bytes())["deployments"]
     names = [a["name"] for a in found["attempts"]]
@@ -321,7 +323,13 @@ def test_killed_inside_a_reconstruction_it_continues_there(learned, digits, demo
 
 def test_the_smallest_model_within_the_limit(hair, quick, tmp_path):
     options = BuildOptions(
-        hair.model, hair.data, ("ort_cpu",), tmp_path / "out", precision="auto", simulate=5
+        hair.model,
+        hair.data,
+        ("ort_cpu",),
+        tmp_path / "out",
+        precision="auto",
+        simulate=5,
+        effort="quick",
     )
     report = build(options)
     (found,) = report.deployments
