@@ -1,5 +1,5 @@
 """Engines that compile for seconds run their main checks in `make test`, the others in `pytest`.
-What they import for seconds too is imported once, in a worker that their sessions share.
+What an engine imports, for seconds too, is imported once, in a worker that its sessions share.
 """
 
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from modelmill.runtimes import RemoteSession, SessionOptions, Worker, open_session
+from modelmill.runtimes import RemoteSession, SessionOptions, Worker
 
 Open = Callable[..., RemoteSession]
 DEFAULT = SessionOptions()
@@ -31,15 +31,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def open_shared() -> Iterator[Open]:
-    """As `open_session`; sessions that follow on one another of an engine that compiles are in one
-    worker.
-    """
+    """As `open_session`, but sessions of one engine that follow on one another share a worker."""
     with ExitStack() as last:
         workers: dict[str, Worker] = {}
 
         def start(runtime: str, path: object, options: SessionOptions = DEFAULT) -> RemoteSession:
-            if runtime not in COMPILES:
-                return open_session(runtime, path, options)
             if runtime not in workers:
                 last.close()  # one engine at a time: they are large
                 workers.clear()
