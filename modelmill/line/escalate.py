@@ -142,7 +142,9 @@ def _climb(job: Job, target: Target, base: float, best: Kept) -> Kept:
 
 
 def _search(job: Job, target: Target, base: float, best: Kept) -> Kept:
-    """What a search for bits leads to: one of its candidates, or float where that is fastest."""
+    """What a search for bits leads to: one of its candidates; float where that is fastest, or
+    where none of them is good enough and no bits were asked for.
+    """
     try:
         found = mixed.search(job, target, best.attempt)
     except OutputError:
@@ -152,11 +154,11 @@ def _search(job: Job, target: Target, base: float, best: Kept) -> Kept:
             raise
         failed = AttemptReport("mixed", None, None, None, 0.0, failed=str(error))
         return replace(best, tried=(*best.tried, failed))
-    if found.floats:
-        tried = _try(job, target, found.floating(), base, best)
-        kept = tried if tried.log else replace(best, tried=tried.tried)  # empty: it failed
-    else:
-        kept = _bisect(job, target, found, base, best)
+    kept = best if found.floats else _bisect(job, target, found, base, best)
+    free = job.options.precision == SEARCHED  # to keep float: no bits were asked for
+    if found.floats or (free and not _meets(job, kept, base)):
+        tried = _try(job, target, found.floating(), base, kept)
+        kept = tried if tried.log else replace(kept, tried=tried.tried)  # empty: it failed
     return replace(kept, log={**kept.log, "search": found.with_kept(kept.attempt.name)})
 
 

@@ -92,7 +92,7 @@ def _remarks(report: Report, d: Deployment, log: Json) -> list[Finding]:
         advice = f"modelmill check MODEL -t {d.target} --precision {d.precision}"
         found.append(Finding("simulated only", d.target, log["simulated"], advice))
     if d.precision == FLOAT:
-        found.append(_fastest(d.target, log.get("search")))
+        found.append(_stays_float(d, log.get("search")))
     if d.agreement is None:
         return found
     if d.agreement.mismatched:
@@ -125,16 +125,21 @@ def _remarks(report: Report, d: Deployment, log: Json) -> list[Finding]:
     return found
 
 
-def _fastest(target: str, search: Json | None) -> Finding:
+def _stays_float(d: Deployment, search: Json | None) -> Finding:
     """Why the float model is deployed; `search`: None where an earlier build has decided that."""
-    why = "an earlier build found nothing on integers that is as fast"
-    if search is not None:
+    if search is None:
+        why = "an earlier build found nothing on integers that was as fast, or as accurate as asked"
+    elif search["answer"] == FLOAT and search["objective"] == "latency":
         quantized, base = search["uniform"]["ms"], search["chosen"]["ms"]
         why = (
             f"int8 takes {quantized / base:.2f} times as long ({quantized:.3g} ms, float "
             f"{base:.3g} ms), and fewer layers on int8 do not help"
         )
-    return Finding("float is the fastest here", target, why, "")
+        return Finding("float is the fastest here", d.target, why, "")
+    else:
+        drops = [a.drop for a in d.attempts if a.drop is not None and a.name != FLOAT]
+        why = f"the best of what was tried on integers loses {min(drops):.4f}, more than allowed"
+    return Finding("the float model is deployed", d.target, why, "")
 
 
 def _parting(report: Report, target: str, a: AgreementReport) -> Finding:

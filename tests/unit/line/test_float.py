@@ -117,3 +117,30 @@ def test_there_is_nothing_to_explain(floated):
     assert "nothing to explain" in found.notes[0]
     result = CliRunner().invoke(main, ["explain", str(floated[2]), "-t", "slow"])
     assert result.exit_code == 0 and "nothing to explain" in result.output
+
+
+WRONG = SLOW.replace(
+    """    def bind(self, feeds):
+        run = super().bind(feeds)
+        return lambda: (time.sleep(0.005), run())
+""",
+    """    def run(self, feeds, outputs=None):
+        return {name: -y for name, y in super().run(feeds, outputs).items()}
+""",
+)
+
+
+def test_where_no_bits_are_good_enough_it_stays_float(tiny, quick, tmp_path):
+    """An engine that is wrong wherever a model holds codes: the limit comes before the objective."""
+    target, out = tmp_path / "wrong.py", tmp_path / "out"
+    target.write_text(WRONG)
+    asked = ["build", tiny.model, "-d", tiny.data, "-t", str(target), "-o", str(out)]
+    options = ["--precision", "auto", "--effort", "quick", "--simulate", "5"]
+    result = CliRunner().invoke(main, [*asked, *options, "--calibrate", "8"])
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "report.json").read_bytes())
+    (found,) = report["deployments"]
+    assert [a["name"] for a in found["attempts"] if a["kept"]] == ["float"]
+    assert found["score"]["deployed"] == report["float"]["score"]
+    (why,) = [f["why"] for f in report["findings"] if f["what"] == "the float model is deployed"]
+    assert why.startswith("the best of what was tried on integers loses")
