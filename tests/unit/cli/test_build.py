@@ -338,7 +338,7 @@ def test_an_engine_that_is_not_installed(run, tiny, tmp_path, chip_on):
 
 
 ENGINE = """
-import os, time
+import os
 from modelmill.runtimes.onnxruntime import PLUGIN as ORT
 
 
@@ -359,9 +359,7 @@ PLUGIN = Failing()
 @pytest.mark.parametrize(
     ("file", "deed", "words"),
     [
-        ("chip.onnx", "os.abort()", "crashed (SIGABRT)"),
-        ("chip.onnx", "time.sleep(1000)", "within 3 s"),
-        ("chip.onnx", "bytearray(1 << 60)", "out of memory"),
+        ("chip.onnx", "os.abort()", "crashed (SIGABRT)"),  # other ways: line/test_run.py
         ("float.onnx", "os.abort()", "the float model does not run"),
     ],
 )
@@ -372,12 +370,12 @@ def test_an_engine_that_fails_costs_its_deployment_only(
     chip = chip_on(tmp_path / "engine.py")
     out = tmp_path / "out"
     asked = ("build", tiny.model, "-d", tiny.data, "-t", chip, "-t", "ort_cpu", "-o", out, *ENOUGH)
-    result = run(*asked, "--timeout", "3", "--format", "json")
+    result = run(*asked, "--format", "json")
     assert result.exit_code == 1
     failed, fine = json.loads(result.stdout)["deployments"]
     assert words in failed["failed"] and failed["score"] is None
     assert fine["failed"] is None and fine["score"]["deployed"] > 0.5
-    if words == "out of memory":  # one case is enough
+    if file == "chip.onnx":
         (tmp_path / "engine.py").write_text(ENGINE.format(file="", deed="pass"))
         assert run(*asked, "--resume").exit_code == 0  # what failed is tried again
         steps = json.loads((out / "manifest.json").read_bytes())["steps"]

@@ -123,7 +123,7 @@ def test_compare_needs_two_sides(run, tiny):
 
 
 def test_doctor(run, engines, monkeypatch):
-    """What was found is printed either way; `tests/docs` runs the whole command."""
+    """What the engines were found to be is printed either way."""
     monkeypatch.setattr("modelmill.runtimes.doctor", lambda: engines)
     result = run("doctor")
     assert result.exit_code == 0

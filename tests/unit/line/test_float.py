@@ -131,7 +131,7 @@ WRONG = SLOW.replace(
 
 
 def test_where_no_bits_are_good_enough_it_stays_float(tiny, quick, tmp_path):
-    """An engine that is wrong wherever a model holds codes: the limit comes before the objective."""
+    """An engine that is wrong wherever a model holds codes: the limit comes first."""
     target, out = tmp_path / "wrong.py", tmp_path / "out"
     target.write_text(WRONG)
     asked = ["build", tiny.model, "-d", tiny.data, "-t", str(target), "-o", str(out)]
