@@ -12,8 +12,10 @@ from modelmill.numerics import Encoding, QuantSpec
 from modelmill.quant.adaround import AdaRound
 from modelmill.quant.brecq import Brecq
 from modelmill.quant.calibrate import Calibrate, weight_names
+from modelmill.quant.learn import MANY
 from modelmill.quant.qdrop import QDrop
 from modelmill.quant.reconstruct import Workplace, fisher
+from modelmill.quant.rounding import Rounding
 
 ALL = (AdaRound, Brecq, QDrop)
 
@@ -329,3 +331,36 @@ def test_plain_rounding_stays_where_learning_is_worse(step, graph_from_text):
     assert unit.kept and unit.flipped == 0 and unit.loss_after == unit.loss_before
     assert np.array_equal(ir.constants(made.graph)["w"], ir.constants(graph)["w"])
     assert made.plan.encodings() == plan.encodings()
+
+
+def test_a_rounding_goes_on_where_it_stopped():
+    """What `found` gave, resumed from the calibrated encoding: the same codes and steps."""
+    rng = np.random.default_rng(3)
+    weight = torch.tensor(rng.normal(size=(4, 9)), dtype=torch.float32)
+    spec = QuantSpec(3, signed=False, symmetric=False, axis=0)
+    calibrated = Encoding(spec, np.full(4, 0.4, np.float32), np.full(4, 4))
+    learned = Rounding(weight, calibrated, True)
+    with torch.no_grad():
+        learned.v.copy_(torch.tensor(rng.random((4, 9))))
+        learned.log_step.copy_(torch.tensor(rng.normal(0, 0.2, (4, 1))))
+    again = Rounding(weight, calibrated, True)
+    again.resume(*learned.found())
+    assert torch.equal(again.codes(), learned.codes())
+    np.testing.assert_allclose(again.step.detach(), learned.step.detach(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [MANY * 2, MANY // 2])
+def test_the_whole_network_turns_roundings_where_images_are_many(residual, count):
+    graph, batches = residual[0], [{"x": images(5, count)}]
+    plan = planned(graph, batches, weights=2, activations=4)
+    blocks, whole = (QDrop(iterations=10, tune=n).run(graph, plan, batches) for n in (0, 300))
+    assert whole.tuned is not None and not whole.tuned.kept
+    assert whole.tuned.loss_after < whole.tuned.loss_before
+    turned = 0
+    for name in weight_names(graph):
+        codes = [
+            made.plan.encodings()[Point(name)].quantize(ir.constants(made.graph)[name])
+            for made in (blocks, whole)
+        ]
+        turned += int((codes[0] != codes[1]).sum())
+    assert (turned > 0) == (count >= MANY)
