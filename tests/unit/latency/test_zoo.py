@@ -10,7 +10,7 @@ from modelmill.latency.collect import random_feeds
 from modelmill.targets import load_target, plan
 
 FAMILIES = zoo.families()
-DRAWS = 30
+DRAWS = 16
 
 
 def test_the_families_of_the_paper_and_one_more():
@@ -65,7 +65,8 @@ def test_targets_quantize_them(family):
 def test_draws_differ_and_repeat(family):
     first, again = zoo.draw(family, 0)[1], zoo.draw(family, 0)[1]
     assert ir.to_bytes(first) == ir.to_bytes(again)
-    structures = {ir.structure(zoo.draw(family, number)[1]) for number in range(DRAWS)}
+    structures = {ir.structure(zoo.draw(family, number)[1]) for number in range(1, DRAWS)}
+    structures.add(ir.structure(first))
     assert len(structures) == DRAWS
     assert ir.structure(zoo.draw(family, 0, seed=1)[1]) not in structures
 
