@@ -1,5 +1,6 @@
 """Engines that compile for seconds run their main checks in `make test`, the others in `pytest`.
-What an engine imports, for seconds too, is imported once, in a worker that its sessions share.
+What they, and any that brings torch, import for seconds too is imported once, in a worker that
+their sessions share.
 """
 
 from collections.abc import Callable, Iterator
@@ -7,11 +8,12 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from modelmill.runtimes import RemoteSession, SessionOptions, Worker
+from modelmill.runtimes import RemoteSession, SessionOptions, Worker, open_session
 
 Open = Callable[..., RemoteSession]
 DEFAULT = SessionOptions()
 COMPILES = {"executorch", "iree", "torch_inductor", "tvm"}
+SHARED = COMPILES | {"torch_eager"}
 MAIN = {
     "test_float_scores_are_those_of_the_reference",
     "test_a_quantized_convolution_runs_as_an_integer_kernel",
@@ -31,11 +33,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def open_shared() -> Iterator[Open]:
-    """As `open_session`, but sessions of one engine that follow on one another share a worker."""
+    """As `open_session`, but for sessions of one `SHARED` engine that follow on one another."""
     with ExitStack() as last:
         workers: dict[str, Worker] = {}
 
         def start(runtime: str, path: object, options: SessionOptions = DEFAULT) -> RemoteSession:
+            if runtime not in SHARED:
+                return open_session(runtime, path, options)
             if runtime not in workers:
                 last.close()  # one engine at a time: they are large
                 workers.clear()
