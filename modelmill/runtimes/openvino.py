@@ -105,7 +105,7 @@ class OvSession:
         counts = _WARM, _WARM + PROFILED
         before, after = (_spent_us(request, zeros, n) for n in (counts[0], PROFILED))
         us = {
-            name: (counts[1] * mean - counts[0] * before.get(name, mean)) / PROFILED
+            name: max(counts[1] * mean - counts[0] * before.get(name, mean), 0.0) / PROFILED
             for name, mean in after.items()
         }
         ops = [_executed_op(node) for node in compiled.get_runtime_model().get_ordered_ops()]
