@@ -27,7 +27,7 @@ from modelmill.quant.rounding import Masks, Rounding, Step
 MOST_ELEMENTS = 1 << 22  # of one batch of a unit's largest input or output
 FEWEST_IMAGES = 8  # of a batch that would have more elements
 JUDGED_AT_ONCE = 32
-MANY = 512  # images
+MANY, FEW = 512, 0.3  # images; part of the rate with fewer
 Quantizers = Mapping[str, Callable[[Tensor], Tensor]]
 
 
@@ -43,7 +43,8 @@ class Settings:
     steps of activations are learned alone. tune: iterations, after all units, in which the whole
     network is learned together, tune_batch images at a time, each altered anew: steps and biases at
     tune_rate, roundings so that they may pass tune_travel codes on the way. With fewer images than
-    `MANY` none is mixed and no rounding turned: from few that does harm (docs/LOG.md).
+    `MANY` none is mixed, no rounding turned, and all goes at `FEW` of the rate: from few that does
+    harm (docs/LOG.md).
     """
 
     iterations: int
@@ -240,8 +241,9 @@ class _Work:
         steps = list({id(s): s.log_step for s in self.steps.values()}.values())
         free = [*self._weight_steps(), *steps, *self.moves.values()]
         roundings, settings = [r.v for r in self.roundings.values()], self.settings
-        rate = settings.tune_travel / settings.tune if self.many else 0.0
-        return [(free, settings.tune_rate), (roundings, rate)]
+        if not self.many:
+            return [(free, FEW * settings.tune_rate)]
+        return [(free, settings.tune_rate), (roundings, settings.tune_travel / settings.tune)]
 
     def _weight_steps(self) -> list[Tensor]:
         """Steps of weights that may have any length."""
