@@ -20,7 +20,7 @@ TERMS = 4  # of `base`
 START = (-4.0, -0.7, -0.7, -6.5)  # log ms of a million MACs, of a million elements, of a kernel
 MODEL_START = -4.0  # log ms around a model's kernels
 BETA = 0.05  # errors above it count linearly
-INSIDE = 1.0  # weight of kernels against whole models
+INSIDE = 0.5  # weight of kernels against whole models
 SMALLEST = 1e-3  # part of a model's time below which a kernel's is not told
 OTHERS = ("common", "model", "slopes")  # not drawn to 0
 

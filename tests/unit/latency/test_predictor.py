@@ -11,8 +11,10 @@ pytest.importorskip("torch_geometric")
 
 from modelmill.latency import gnn
 from modelmill.latency.features import COLUMNS, features
+from modelmill.latency.gnn_train import train
 from modelmill.latency.kernels import fit_kernels
 from modelmill.latency.predictor import Effort, UnknownOperatorError, fit, from_bytes
+from modelmill.latency.profile import Shares
 from modelmill.latency.regress import fit_line, fit_trees
 from modelmill.latency.residuals import krige, space
 from modelmill.latency.table import Table, errors, folds
@@ -77,6 +79,21 @@ def test_it_learns_the_world_on_both_platforms():
         assert off.mape < 0.04
         assert off.within > 0.93
     assert all(e.mape < 0.05 for e in fitted().errors)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_an_engine_told_of_its_kernels_is_learned(seed):
+    """Models that are all alike: their sums say nothing of who took how much."""
+    few = world(np.random.default_rng(7), 8).at([0] * 8)
+    graph = few.graphs[0]
+    costs = np.bincount(graph.kernels, graph.macs / 2e7 + 0.004)
+    costs *= np.random.default_rng(seed).uniform(0.5, 2.0, len(costs))
+    told = Shares(graph.kernels, costs / costs.sum())
+    few = dataclasses.replace(few, profiles=((told, None),) * 8)
+    found = train(few, gnn.Settings(width=24, steps=300)).unit_ms(graph)
+    here, there = (np.bincount(graph.kernels, ms) / ms.sum() for ms in found.T)
+    np.testing.assert_allclose(here, told.parts, atol=0.02)
+    assert np.abs(there - told.parts).max() > 0.05
 
 
 def test_intervals_cover_nine_of_ten():
