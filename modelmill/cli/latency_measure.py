@@ -20,6 +20,12 @@ EPILOG = "\b\nExample:\n  modelmill latency measure --zoo squeezenet --count 2 -
 @click.argument("models", nargs=-1, metavar="[MODEL.onnx ...]")
 @click.option("--zoo", help="Families of random networks, joined by commas, or 'all'.")
 @click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="Per family.")
+@click.option(
+    "--choose",
+    "chosen",
+    type=click.IntRange(2),
+    help="So many models of the database, those that tell most of a platform it has not.",
+)
 @options.targets
 @click.option(
     "--precision",
@@ -48,6 +54,7 @@ def measure(  # noqa: PLR0913 (a command's options)
     models: tuple[str, ...],
     zoo: str | None,
     count: int,
+    chosen: int | None,
     targets: tuple[str, ...],
     precisions: tuple[str, ...],
     db: str | None,
@@ -67,21 +74,26 @@ def measure(  # noqa: PLR0913 (a command's options)
     """
     from modelmill.cli.progress import loading
 
-    if not targets or not (models or zoo):
+    if not targets or not (models or zoo or chosen):
         raise ValueError("nothing to measure: give a MODEL.onnx or --zoo all, and -t ort_cpu")
-    if zoo and batch != 1:
+    if (zoo or chosen) and batch != 1:
         raise ValueError(f"--batch {batch}: networks of the zoo have batch 1; give a MODEL.onnx")
     with loading():
         from modelmill.line.latency_measure import Subject, zoo_subjects
+        from modelmill.line.latency_query import telling
         from modelmill.line.latency_workers import Job, run
-        from modelmill.records import default_location
+        from modelmill.records import Database, Latencies, default_location
         from modelmill.runtimes import SessionOptions
 
     subjects = [Subject(path=path) for path in models]
     subjects += zoo_subjects(zoo.split(","), count, seed) if zoo else []
+    location = db or default_location()
+    if chosen:
+        there = telling(Latencies(Database(location)), chosen, seed)
+        subjects += [Subject(family=fact.family, stored=fact) for fact in there]
     pairs = tuple(dict.fromkeys((t, p) for t in targets for p in precisions))
     session = SessionOptions(threads, timeout, batch=batch)
-    job = Job(tuple(subjects), pairs, db or default_location(), session, again, workers)
+    job = Job(tuple(subjects), pairs, location, session, again, workers)
     if dry_run:
         _print_plan(job.dry_run(), form)
         return

@@ -10,12 +10,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from modelmill.latency.features import KINDS, GraphFeatures, kind
 from modelmill.latency.prior import Prior, learn
 
 Array = np.ndarray
 
 NOISE = 0.001  # expected variance of one relative measurement
 MOST_CANDIDATES = 4000
+
+
+def work(graph: GraphFeatures) -> Array:
+    """Amounts of work as `choose` takes them: million MACs, MB moved and units of each kind."""
+    kinds = np.array([KINDS.index(kind(label)) for label in graph.labels])
+    parts = (graph.macs / 1e6, graph.traffic / 1e6, np.ones(len(kinds)))
+    return np.concatenate([np.bincount(kinds, part, len(KINDS)) for part in parts])
 
 
 def choose(features_NF: Array, source_log_ms_NP: Array, count: int, seed: int = 0) -> list[int]:

@@ -29,7 +29,7 @@ from modelmill.line import measured
 from modelmill.line.quantize import Where, prepare_graph
 from modelmill.line.rewrite import rewritten
 from modelmill.quant.calibrate import Calibrate
-from modelmill.records import Latencies, Measurement, Platform, deliver
+from modelmill.records import Latencies, Measurement, ModelFacts, Platform, deliver
 from modelmill.records.measurement import KERNELS
 from modelmill.runtimes import DeploymentError, EngineMissing, SessionOptions, find_platform
 from modelmill.targets import Target, at_precision, load_target
@@ -45,15 +45,20 @@ class UnsuitableError(ValueError):
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to be measured: an ONNX file, or network `number` of a family of the zoo."""
+    """A model to be measured: an ONNX file, network `number` of a family of the zoo, or one that
+    the database holds, with weights drawn anew.
+    """
 
     path: str = ""
     family: str = ""
     number: int = 0
     seed: int = 0
+    stored: ModelFacts | None = None
 
     @property
     def name(self) -> str:
+        if self.stored is not None:
+            return self.stored.name
         return Path(self.path).stem if self.path else f"{self.family}-{self.seed}-{self.number}"
 
     def open(self) -> ir.Graph:
@@ -62,6 +67,8 @@ class Subject:
         Raises:
             ValueError: no such file or family, or a file that is no model.
         """
+        if self.stored is not None:
+            return ir.from_skeleton(self.stored.skeleton)
         if self.path:
             return ir.load(self.path)
         return zoo.draw(self.family, self.number, self.seed)[1]

@@ -22,6 +22,8 @@ from modelmill.latency import predictor as predictors
 from modelmill.latency.features import GraphFeatures, features
 from modelmill.latency.predictor import Effort, Prediction, Predictor, UnknownOperatorError
 from modelmill.latency.profile import Shares, shares
+from modelmill.latency.select import choose as select
+from modelmill.latency.select import work
 from modelmill.latency.table import Errors, Table
 from modelmill.records import (
     Latencies,
@@ -164,6 +166,20 @@ def read_table(
         _profiles(latencies, tuple(graphs.values()), chosen),
     )
     return table.at(np.flatnonzero(measured)), chosen, left_out
+
+
+def telling(latencies: Latencies, count: int, seed: int = 0) -> list[ModelFacts]:
+    """The stored models whose measurements would tell most of a platform that nobody measured yet,
+    the most telling first.
+
+    Raises:
+        ValueError: too little was measured to say, or fewer models than that.
+    """
+    table, _, _ = read_table(latencies)
+    amounts = np.stack([work(graph) for graph in table.graphs])
+    chosen = [table.structures[row] for row in select(amounts, table.log_ms, count, seed)]
+    found = {fact.structure: fact for fact in latencies.models(structures=chosen)}
+    return [found[structure] for structure in chosen]
 
 
 def _logs(

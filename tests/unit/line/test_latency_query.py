@@ -16,7 +16,16 @@ from modelmill.cli.main import main
 from modelmill.latency.gnn import Settings
 from modelmill.latency.predictor import Effort, UnknownOperatorError
 from modelmill.latency.zoo.net import Net
-from modelmill.line.latency_query import PREDICTED, Place, choose, fit, predict, query, read_table
+from modelmill.line.latency_query import (
+    PREDICTED,
+    Place,
+    choose,
+    fit,
+    predict,
+    query,
+    read_table,
+    telling,
+)
 from modelmill.records import (
     Database,
     Latencies,
@@ -171,3 +180,21 @@ def test_an_unknown_platform_is_wrong_input(filled, tmp_path, args, words):
     result = invoke("predict", saved(tmp_path, net(8, 1)), "-t", "ort_cpu", *args, "--db", path)
     assert result.exit_code == 2
     assert words in result.output
+
+
+def test_the_models_that_tell_most_are_measured_on_a_new_engine(filled, tmp_path):
+    pytest.importorskip("onnxruntime", reason="modelmill[onnxruntime]")
+    path = tmp_path / "copy.db"
+    path.write_bytes(filled[0].read_bytes())
+    latencies = Latencies(Database(path))
+    chosen = [fact.structure for fact in telling(latencies, 4)]
+    assert len(set(chosen)) == 4
+    assert chosen[:2] == [fact.structure for fact in telling(latencies, 2)]
+    asked = ["measure", "--choose", "4", "-t", "ort_cpu", "--precision", "w8a8", "--db", path]
+    assert invoke(*asked).exit_code == 0
+    there = Latencies(Database(path))
+    (new,) = there.platforms(precision="w8a8")
+    assert {row.structure for row in there.rows([new])} == set(chosen)
+    result = invoke("measure", "--choose", "61", "-t", "ort_cpu", "--db", path)
+    assert result.exit_code == 2
+    assert "61 models to measure: must be 1..60" in result.output
