@@ -1,7 +1,7 @@
 """How well latencies are predicted: unseen families, unseen models, a new platform, intervals.
 
     python benchmarks/latency_predict.py --db FILE [--workers 2] [--seeds 0] [--steps N]
-        [--layers N] [--only family,random,platform,speed] [--write]
+        [--layers N] [--folds N] [--groups N] [--only family,random,platform,speed] [--write]
 
 FILE is a database that `modelmill latency measure --zoo all` filled; models measured on only some
 of the platforms count there. Methods: a line in FLOPs and bytes; gradient-boosted trees on
@@ -78,6 +78,8 @@ def main() -> int:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--steps", type=int, help="of training, in place of the default")
     parser.add_argument("--layers", type=int, help="of message passing, in place of the default")
+    parser.add_argument("--folds", type=int, help="networks of the ensemble")
+    parser.add_argument("--groups", type=int, help="of families, for the intervals")
     parser.add_argument("--only", default="random,family,platform,speed")
     parser.add_argument("--write", action="store_true", help="keep the tables in docs/benchmarks")
     asked = parser.parse_args()
@@ -85,6 +87,8 @@ def main() -> int:
     given = {name: getattr(asked, name) for name in ("steps", "layers")}
     changed = {name: number for name, number in given.items() if number is not None}
     effort = replace(effort, settings=replace(effort.settings, **changed))
+    effort = replace(effort, folds=asked.folds or effort.folds)
+    effort = replace(effort, groups=effort.groups if asked.groups is None else asked.groups)
     models, platforms, _ = read_table(Latencies(Database(asked.db)))
     seeds = tuple(int(s) for s in asked.seeds.split(","))
     data = Data(models, platforms, effort, seeds, asked.db)

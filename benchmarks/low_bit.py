@@ -81,7 +81,6 @@ SETS = {
     "collapse": (
         Row(MOBILE, "float", "float"),
         Row(MOBILE, "w4a8", "round", ranges="minmax"),
-        Row(MOBILE, "w4a8", "qdrop"),
         EQUALIZED,
     ),
     "w2a4": _all(CIFAR, "w2a4", W2A4_QUICK, W2A4_HIGH),
