@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from modelmill.tasks.boxes import Boxes, Objects, objects
+from modelmill.tasks.boxes import Boxes, Objects, iou, objects
 from modelmill.tasks.card import Card, Input, Output
 from modelmill.tasks.images import DataError
 from modelmill.tasks.task import Task
 
 SURE = 0.25  # score from which a found box counts as said to be there
+PARTNERS = 0.5  # IoU from which two boxes are taken for one
 
 # pycocotools prints; standard output belongs to the process, so one score at a time redirects it.
 _silence = threading.Lock()
@@ -144,6 +145,23 @@ def as_truth(prediction: Boxes, card: Card) -> Objects:
     return objects(prediction.boxes_xyxy[sure], prediction.classes[sure])
 
 
+def changed(a: Boxes, b: Boxes) -> bool:
+    """Whether some box of at least SURE has no partner in the other: one of its class, for itself
+    alone, that it overlaps with an IoU of at least 0.5.
+    """
+    one, other = a.scores >= SURE, b.scores >= SURE
+    free = other.copy()
+    if one.sum() != other.sum():
+        return True
+    overlap = iou(a.boxes_xyxy[one], b.boxes_xyxy)
+    for row, kind in zip(overlap, a.classes[one], strict=True):
+        fits = np.where(free & (b.classes == kind), row, 0.0)
+        if not fits.size or fits.max() < PARTNERS:
+            return True
+        free[fits.argmax()] = False
+    return False
+
+
 def example(seed: int) -> tuple[Card, list[Objects]]:
     rng = np.random.default_rng(seed)
     scaled = Input("NCHW", (64, 96), "RGB", None, 1 / 255, (0.0,) * 3, (1.0,) * 3)
@@ -166,4 +184,5 @@ PLUGIN = Task(
     example=example,
     as_truth=as_truth,
     resample=resample,
+    changed=changed,
 )
