@@ -7,16 +7,18 @@ leave everything else, and score again.
 
 from modelmill.audit.deployed import Stage, stages
 from modelmill.audit.noise import LeftOut, Noise, Option, Subject, noises
-from modelmill.audit.pipeline import STAGES, Pipeline, Reading, Step, trained
-from modelmill.audit.sweep import Answers, Network, Sweep
+from modelmill.audit.pipeline import FLOAT32, STAGES, Network, Pipeline, Reading, Step, trained
+from modelmill.audit.sweep import Answers, Parting, Sweep
 
 __all__ = [
+    "FLOAT32",
     "STAGES",
     "Answers",
     "LeftOut",
     "Network",
     "Noise",
     "Option",
+    "Parting",
     "Pipeline",
     "Reading",
     "Stage",

@@ -1,11 +1,11 @@
 """activation: what accelerators compute where the network says softmax or sigmoid.
 
-    8-bit     outputs on 1/256, the fixed output scale of 8-bit runtimes
-    i-bert    exp(x) = 2^-z L(p), L(p) = 0.3585 (p + 1.353)^2 + 0.344, x = -z ln 2 + p
-              (Kim et al., I-BERT, arXiv:2101.01321, section 3.4)
-    hard      clip(x / 6 + 1/2, 0, 1)
-    plan      four straight pieces with slopes 1/4, 1/8, 1/32, 0
-              (Amin, Curtis and Hayes-Gill, IEE Proc. Circuits Devices Syst. 144(6), 1997)
+8-bit     outputs on 1/256, the fixed output scale of 8-bit runtimes
+i-bert    exp(x) = 2^-z L(p), L(p) = 0.3585 (p + 1.353)^2 + 0.344, x = -z ln 2 + p
+          (Kim et al., I-BERT, arXiv:2101.01321, section 3.4)
+hard      clip(x / 6 + 1/2, 0, 1)
+plan      four straight pieces with slopes 1/4, 1/8, 1/32, 0
+          (Amin, Curtis and Hayes-Gill, IEE Proc. Circuits Devices Syst. 144(6), 1997)
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ def _axis(node: ir.Node) -> int:
     return int(ir.attributes(node).get("axis", -1))
 
 
-def approximate(
-    graph: ir.Graph, op: str, by: Callable[[Writer, ir.Node], ir.Value]
-) -> ir.Graph:
+def approximate(graph: ir.Graph, op: str, by: Callable[[Writer, ir.Node], ir.Value]) -> ir.Graph:
     """Every `op` replaced by what `by` writes before it."""
     found = ir.clone(graph)
     for node in [n for n in ir.nodes(found) if n.op_type == op]:

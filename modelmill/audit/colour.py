@@ -32,8 +32,8 @@ def opencv(rgb: Picture) -> Picture:
     h, w = rgb.shape[:2]
     even = np.pad(rgb, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     planes = cv2.cvtColor(even, cv2.COLOR_RGB2YUV_I420)
-    back: Picture = cv2.cvtColor(planes, cv2.COLOR_YUV2RGB_I420)[:h, :w]
-    return back
+    back: Any = cv2.cvtColor(planes, cv2.COLOR_YUV2RGB_I420)
+    return np.ascontiguousarray(back[:h, :w])
 
 
 def ffmpeg(rgb: Picture, matrix: str, full: bool) -> Picture:
@@ -52,8 +52,8 @@ def ffmpeg(rgb: Picture, matrix: str, full: bool) -> Picture:
         format="rgb24", src_colorspace=space, src_color_range=held,
         dst_color_range=ColorRange.JPEG, threads=1,
     )  # fmt: skip
-    found: Picture = back.to_ndarray()
-    return found
+    found: Any = back.to_ndarray()
+    return np.ascontiguousarray(found)
 
 
 def _formulas() -> list[tuple[str, str, Any, bool]]:

@@ -92,7 +92,8 @@ def ffmpeg(data: bytes, name: str, spec: Input, flags: str) -> Picture:
         how |= Interpolation[flag]
     # One thread: two in the scaler cut the picture into slices, which changes rows at the seam.
     frame = frames[0].reformat(format="rgb24", interpolation=how, threads=1)
-    return _turned(frame.to_ndarray(), data, spec)
+    rgb: Any = frame.to_ndarray()
+    return _turned(rgb, data, spec)
 
 
 def _turned(rgb: Picture, data: bytes, spec: Input) -> Picture:
@@ -133,7 +134,7 @@ LIBRARIES: tuple[tuple[str, str, str, Any], ...] = (
      partial(simplejpeg, fast="upsample")),
     ("turbojpeg-fast", "simplejpeg", "libjpeg-turbo's fast DCT, repeating half-size colour",
      partial(simplejpeg, fast="dct upsample")),
-    ("ffmpeg", "av", "FFmpeg with its scaler's bilinear default", partial(ffmpeg, flags="BILINEAR")),
+    ("ffmpeg", "av", "FFmpeg, its scaler's bilinear default", partial(ffmpeg, flags="BILINEAR")),
     ("ffmpeg-accurate", "av", "FFmpeg, bicubic colour, full chroma, accurate rounding",
      partial(ffmpeg, flags="BICUBIC|FULL_CHR_H_INT|ACCURATE_RND")),
     ("ffmpeg-point", "av", "FFmpeg repeating half-size colour", partial(ffmpeg, flags="POINT")),

@@ -76,7 +76,7 @@ def words(stage: str, pipeline: Pipeline) -> str:
     if stage == "operators":
         return ", ".join(step.name for step in pipeline.rewrites) or "as in the file"
     if stage == "precision":
-        return pipeline.precision
+        return "float32" if pipeline.precision is None else pipeline.precision.name
     out = pipeline.card.output
     limits = (("scores", out.score_threshold), ("IoU", out.iou_threshold), ("most", out.max_boxes))
     said = [f"{what} {value:g}" for what, value in limits if value is not None]

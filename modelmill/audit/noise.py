@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from modelmill import ir, plugins
-from modelmill.audit.pipeline import STAGES, Pipeline
+from modelmill.audit.pipeline import STAGES, Network, Pipeline
 from modelmill.tasks import Card, Task
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
     """What is audited. pictures: how many; files: whether they are files; jpegs, turned: how many
-    of them are JPEG, and have an EXIF orientation other than upright. engine: None for the
-    executor. integer: names of the int8 networks that there are; refused: why others are not.
+    of them are JPEG, and have an EXIF orientation other than upright. network: the float one.
+    integer: the int8 networks that there are; refused: names of others, and why they are not.
     """
 
     card: Card
@@ -30,9 +30,14 @@ class Subject:
     files: bool
     jpegs: int
     turned: int
-    engine: str | None = None
-    integer: tuple[str, ...] = ()
+    network: Network
+    integer: tuple[Network, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def engine(self) -> str | None:
+        """The engine of the float network; None for the executor."""
+        return self.network.engine
 
 
 @dataclass(frozen=True)

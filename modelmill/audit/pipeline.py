@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from modelmill.tasks import Card
@@ -27,7 +28,7 @@ STAGES = (
     "precision",
     "post-processing",
 )
-FLOAT32 = "float32"
+FLOAT32, HALVES = "float32", ("float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,20 @@ class Step:
 
     name: str
     run: Callable[..., Any] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to run, a file. name: FLOAT32, a 16-bit type of torch, or whatever else it is
+    called. digest: of the file. engine: None for the executor. target: whose integer arithmetic
+    the executor simulates; None: float.
+    """
+
+    name: str
+    path: Path = field(compare=False, repr=False)
+    digest: str
+    engine: str | None = None
+    target: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ class Pipeline:
     place      (Input, Size) -> Placement; None: `tasks.images.place`
     feed       (levels (n, H, W, c), Input) -> float32; None: `tasks.images.scaled`
     rewrites   Graph -> Graph, one after the other
-    precision  the network to run: FLOAT32, or the name of another, see `sweep.Network`
+    precision  the network to run; None: the float one
     reading    None: the card's decoder alone
     """
 
@@ -79,7 +94,7 @@ class Pipeline:
     place: Step | None = None
     feed: Step | None = None
     rewrites: tuple[Step, ...] = ()
-    precision: str = FLOAT32
+    precision: Network | None = None
     reading: Reading | None = None
 
     def key(self, stage: str) -> tuple[Any, ...]:
@@ -101,13 +116,6 @@ class Pipeline:
             (self.reading, self.card.output, spec),
         )
         return parts[: STAGES.index(stage) + 1]
-
-    def said(self) -> list[str]:
-        """The steps that are not the card's own, in words, in order."""
-        steps = (self.decode, self.colour, self.resize, self.place, self.feed, *self.rewrites)
-        found = [step.name for step in steps if step is not None]
-        found += [self.precision] if self.precision != FLOAT32 else []
-        return found + ([repr(self.reading)] if self.reading is not None else [])
 
 
 def trained(card: Card) -> Pipeline:

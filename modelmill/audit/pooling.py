@@ -78,9 +78,10 @@ def options(subject: Subject) -> Offer:
     found: list[Option | LeftOut] = []
     strided = [a for _, a in pools if max(a.get("strides") or [1]) > 1]
     padded = [a for op, a in pools if op == "AveragePool" and any(a.get("pads") or [0])]
-    name = "floor" if strided and strided[0].get("ceil_mode") else "ceil"
+    other = "floor" if strided and strided[0].get("ceil_mode") else "ceil"
     for applies, name, words, rewrite, absent in (
-        (strided, name, f"pools round their size by {name}", other_rounding, "no pool has a stride"),
+        (strided, other, f"pools round their size by {other}", other_rounding,
+         "no pool has a stride"),
         (padded, "padding-counts", "averages count padding the other way", other_count,
          "no average pool has padding"),
     ):  # fmt: skip

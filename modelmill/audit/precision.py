@@ -11,12 +11,10 @@ from dataclasses import replace
 from functools import partial
 
 from modelmill.audit.noise import LeftOut, Noise, Offer, Option, Subject
-from modelmill.audit.pipeline import Pipeline
-
-HALVES = ("float16", "bfloat16")
+from modelmill.audit.pipeline import HALVES, Network, Pipeline
 
 
-def _set(pipeline: Pipeline, precision: str) -> Pipeline:
+def _set(pipeline: Pipeline, precision: Network) -> Pipeline:
     return replace(pipeline, precision=precision)
 
 
@@ -27,9 +25,12 @@ def options(subject: Subject) -> Offer:
             why = f"16 bits are computed by the executor's kernels, not by {subject.engine}"
             found.append(LeftOut(name, f"{why}; audit without -t"))
         else:
-            found.append(Option(name, f"torch's kernels in {name}", partial(_set, precision=name)))
-    for name in subject.integer:
-        found.append(Option(name, f"quantized: {name}", partial(_set, precision=name)))
+            network = replace(subject.network, name=name)
+            words = f"torch's kernels in {name}"
+            found.append(Option(name, words, partial(_set, precision=network)))
+    for network in subject.integer:
+        where = f"on {network.engine}" if network.engine is not None else "simulated exactly"
+        found.append(Option(network.name, f"quantized, {where}", partial(_set, precision=network)))
     return [*found, *(LeftOut(name, why) for name, why in subject.refused)]
 
 

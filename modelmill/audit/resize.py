@@ -85,7 +85,7 @@ def options(subject: Subject) -> Offer:
         if library == "opencv" and no_opencv is not None:
             found.append(LeftOut(method, no_opencv.why))
         elif method != how.method:
-            words = f"{ {'pillow': 'Pillow', 'opencv': 'OpenCV'}[library]}, {kernel}"
+            words = f"{ {'pillow': 'Pillow', 'opencv': 'OpenCV'}[library] }, {kernel}"
             found.append(Option(method, words, partial(_method, method=method)))
     for name, words, kept in TORCH:
         step = Step(name, partial(torch_interpolate, **kept))

@@ -36,17 +36,15 @@ class Limits:
 def limits(card: Card) -> Limits | None:
     """The limits in force; None where the decoder has no suppression."""
     held = sys.modules[plugins.load("modelmill.tasks.decoders", card.output.decode).__module__]
-    found = []
-    for given, name in (
-        (card.output.score_threshold, "SCORE_THRESHOLD"),
-        (card.output.iou_threshold, "IOU_THRESHOLD"),
-        (card.output.max_boxes, "MAX_BOXES"),
-    ):
-        value = getattr(held, name, None) if given is None else given
-        if value is None:
-            return None
-        found.append(value)
-    return Limits(*found)
+    names = ("SCORE_THRESHOLD", "IOU_THRESHOLD", "MAX_BOXES")
+    given = (card.output.score_threshold, card.output.iou_threshold, card.output.max_boxes)
+    score, overlap, boxes = (
+        getattr(held, name, None) if value is None else value
+        for name, value in zip(names, given, strict=True)
+    )
+    if score is None or overlap is None or boxes is None:
+        return None
+    return Limits(float(score), float(overlap), int(boxes))
 
 
 def read(
@@ -88,9 +86,7 @@ def _rounded(scores: Floats, levels: int) -> Floats:
     return np.rint(scores * levels) / levels if levels else scores
 
 
-def _suppress(
-    reading: Reading, boxes: Floats, scores: Floats, classes: Ints, limit: float
-) -> Ints:
+def _suppress(reading: Reading, boxes: Floats, scores: Floats, classes: Ints, limit: float) -> Ints:
     """Indices of the boxes kept, best first; equal scores keep their order."""
     if reading.suppress == "opencv":
         return _by_opencv(boxes, scores, classes, limit)

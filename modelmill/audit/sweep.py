@@ -19,10 +19,10 @@ import numpy as np
 
 from modelmill import ir
 from modelmill.audit.decode import pillow
-from modelmill.audit.pipeline import FLOAT32, STAGES, Pipeline
-from modelmill.audit.precision import HALVES
+from modelmill.audit.pipeline import HALVES, STAGES, Network, Pipeline
 from modelmill.audit.suppression import read
-from modelmill.runtimes import SessionOptions, open_session
+from modelmill.runtimes import DeploymentError, SessionOptions, open_session
+from modelmill.targets import load_target
 from modelmill.tasks import Card, DataError, Dataset, Task
 from modelmill.tasks.card import Size
 from modelmill.tasks.images import Floats, Picture, Pixels, by_opencv, grey, place, placed, scaled
@@ -30,14 +30,6 @@ from modelmill.tasks.images import resize as card_resize
 
 Outputs = Mapping[str, np.ndarray]
 Run = Callable[[Mapping[str, np.ndarray]], Outputs]
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network to run: a file, and the engine that runs it; None: the executor."""
-
-    path: Path
-    engine: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,17 +59,18 @@ class Parting:
 class Sweep:
     """Holds networks open while chunks come; use it as a context.
 
-    card: by which `dataset` was opened. batch: pictures of one inference, the network's own if it
-    is fixed.
+    card: by which `dataset` was opened. batch: pictures of one inference; whole: it is the network's own or an
+    engine's, so that a smaller one is filled with copies of the last picture.
     """
 
     dataset: Dataset
     task: Task
     card: Card
-    networks: Mapping[str, Network]
+    network: Network
     folder: Path
     input_name: str
     batch: int
+    whole: bool = False
     timeout_s: float = 300.0
     _open: dict[Any, Any] = field(default_factory=dict)
     _runs: dict[Any, Run] = field(default_factory=dict)
@@ -106,6 +99,20 @@ class Sweep:
         found = {i: chunk.answer(pipelines[i]) for i in order}
         return [found[i] for i in range(len(pipelines))]
 
+    def truths(self, indices: Sequence[int]) -> list[Any]:
+        """The truth of each picture; None without labels."""
+        return [self.dataset.read(i)[1] for i in indices]
+
+    def failure(self, pipeline: Pipeline) -> str:
+        """Why a pipeline cannot run, found out on the first picture; "" if it can."""
+        try:
+            self.answers([0], [pipeline])
+        except DataError:
+            raise
+        except (ValueError, DeploymentError) as error:
+            return str(error).splitlines()[0]
+        return ""
+
     def parting(
         self, indices: Sequence[int], stage: str, trained: Pipeline, device: Pipeline
     ) -> Parting:
@@ -131,13 +138,12 @@ class Sweep:
         return self._runs[key]
 
     def _opened(self, pipeline: Pipeline) -> Run:
-        half = pipeline.precision if pipeline.precision in HALVES else None
-        network = self.networks[FLOAT32 if half else pipeline.precision]
+        network = pipeline.precision or self.network
         graph = ir.load(network.path)
         for step in pipeline.rewrites:
             graph = step.run(graph)
         if network.engine is None:
-            return _in_executor(graph, half)
+            return _in_executor(graph, network)
         path = network.path
         if pipeline.rewrites:
             path = self.folder / f"rewritten-{len(self._open)}.onnx"
@@ -153,21 +159,26 @@ def _place_in_order(pipeline: Pipeline) -> tuple[str, ...]:
     return tuple(repr(part) for part in pipeline.key("precision"))
 
 
-def _in_executor(graph: ir.Graph, half: str | None) -> Run:
-    """The executor in float32, or with torch's kernels of a 16-bit type."""
+def _in_executor(graph: ir.Graph, network: Network) -> Run:
+    """The executor: in float32, in a 16-bit type by torch's kernels, or in a target's integers."""
     import torch
 
     from modelmill import executor
+    from modelmill.executor.integer import IntegerModule
 
-    module = executor.Module(graph)
-    kind = torch.float32 if half is None else getattr(torch, half)
-    module = module if half is None else module.to(kind)
+    half = network.name in HALVES
+    kind = getattr(torch, network.name) if half else torch.float32
+    module: Any = (
+        executor.Module(graph).to(kind)
+        if network.target is None
+        else IntegerModule(*ir.from_qdq(graph), load_target(network.target).arithmetic)
+    )
 
     def run(feeds: Mapping[str, np.ndarray]) -> Outputs:
         with torch.inference_mode():
             given = {name: torch.from_numpy(x).to(kind) for name, x in feeds.items()}
             made = module(given).items()
-            return {name: (y if half is None else y.float()).numpy() for name, y in made}
+            return {name: (y.float() if half else y).numpy() for name, y in made}
 
     return run
 
@@ -280,7 +291,7 @@ class Chunk:
                 made.append(fitted if fitted.ndim == 3 else fitted[:, :, None])
             return np.stack(made)
 
-        return self._once("crop", pipeline, compute)
+        return self._once("crop", pipeline, compute)  # type: ignore[no-any-return]
 
     def inputs(self, pipeline: Pipeline) -> Floats:
         """What the network is fed with."""
@@ -299,8 +310,11 @@ class Chunk:
             for start in range(0, len(x), n):
                 part = x[start : start + n]
                 short = n - len(part)
-                whole = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
-                made = run({self.sweep.input_name: whole})
+                if short and self.sweep.whole:
+                    copies = np.repeat(part[-1:], short, axis=0)
+                    made = run({self.sweep.input_name: np.concatenate([part, copies])})
+                else:
+                    made = run({self.sweep.input_name: part})
                 found.append({k: y[: len(part)] for k, y in made.items()})
             return {k: np.concatenate([f[k] for f in found]) for k in found[0]}
 
@@ -316,4 +330,3 @@ def _fit(pipeline: Pipeline, spec: Any, picture: Picture) -> Pixels:
     if pipeline.resize is None:
         return placed(card_resize(picture, lies.resized, spec.resize.method), lies, spec)
     return placed(pipeline.resize.run(picture, lies.resized), lies, spec)
-

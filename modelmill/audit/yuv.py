@@ -11,6 +11,7 @@ BT.709-6, item 3.2).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ class Standard:
     integer: bool = False
 
     @property
-    def forward(self) -> npt.NDArray[np.float64]:
+    def forward(self) -> npt.NDArray[Any]:
         """(3, 3): levels of R, G, B to Y, Cb, Cr without their offsets."""
         kr, kg, kb = LUMA[self.matrix]
         luma = np.array([kr, kg, kb])
@@ -64,17 +65,20 @@ def from_nv12(y: Plane, chroma: Plane, standard: Standard) -> Picture:
     return _bytes(_product(ycc, np.linalg.inv(standard.forward), standard.integer))
 
 
-def _product(
-    pixels: npt.NDArray[np.generic], matrix: npt.NDArray[np.float64], integer: bool
-) -> npt.NDArray[np.generic]:
-    """(h, w, 3) times a matrix (3, 3): float32, or int32 with the matrix in 1/256."""
-    if integer:
-        return (pixels.astype(np.int32) @ np.rint(256 * matrix).astype(np.int32).T + 128) >> 8
-    return pixels.astype(np.float32) @ matrix.T.astype(np.float32)
+def _product(pixels: npt.NDArray[Any], matrix: npt.NDArray[Any], integer: bool) -> npt.NDArray[Any]:
+    """(h, w, 3) times a matrix (3, 3): float32, or int32 with the matrix in 1/256.
+
+    By planes, which a matrix product wants; whole numbers this small are exact in float32.
+    """
+    planes = np.ascontiguousarray(pixels.reshape(-1, 3).T, np.float32)
+    factors = np.rint(256 * matrix) if integer else matrix
+    made = (factors.astype(np.float32) @ planes).T.reshape(pixels.shape)
+    return (made.astype(np.int32) + 128) >> 8 if integer else made
 
 
-def _bytes(levels: npt.NDArray[np.generic]) -> Plane:
+def _bytes(levels: npt.NDArray[Any]) -> Plane:
     """Rounded half up and clipped to 0..255."""
     if levels.dtype.kind == "f":
         levels = np.floor(levels + 0.5)
-    return np.clip(levels, 0, 255).astype(np.uint8)
+    found: Plane = np.clip(levels, 0, 255).astype(np.uint8)
+    return found

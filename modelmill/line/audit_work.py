@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from modelmill import plugins, tasks
-from modelmill.audit import Answers, Network, Pipeline, Sweep
-from modelmill.audit.sweep import Parting
+from modelmill.audit import Answers, Network, Parting, Pipeline, Sweep
 from modelmill.line.artifact import limited
 from modelmill.line.show import Show
 from modelmill.line.source import DataSource
@@ -39,10 +39,11 @@ class Work:
     card: Card
     limit: int | None
     seed: int
-    networks: Mapping[str, Network]
+    network: Network
     folder: Path
     input_name: str
     batch: int
+    whole: bool
     timeout_s: float
     transform: Callable[[Any], Any] | None = None
 
@@ -54,8 +55,8 @@ class Work:
         """Opens nothing yet but the data."""
         task = plugins.load("modelmill.tasks", self.card.task)
         return Sweep(
-            self.dataset(), task, self.card, self.networks, self.folder, self.input_name,
-            self.batch, self.timeout_s,
+            self.dataset(), task, self.card, self.network, self.folder, self.input_name,
+            self.batch, self.whole, self.timeout_s,
         )  # fmt: skip
 
 
@@ -64,29 +65,25 @@ _sweep: Sweep | None = None  # of a process that works for another
 
 def _begin(work: Work) -> None:
     """In a new process: Ctrl-C is for the first one alone."""
-    global _sweep  # noqa: PLW0603 (a process pool has no other place)
+    global _sweep
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with _one_thread_for_good():
-        _sweep = work.sweep()
+    _one_thread()
+    _sweep = work.sweep()
 
 
-def _asked(what: str, arguments: tuple[Any, ...]) -> Any:
-    assert _sweep is not None
-    return getattr(_sweep, what)(*arguments)
+def _asked(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return function(_sweep, *arguments)
 
 
-@contextmanager
-def _one_thread_for_good() -> Iterator[None]:
-    """torch and OpenCV with one thread: sums do not depend on the number of cores."""
+def _one_thread() -> None:
+    """Torch and OpenCV with one thread: sums do not depend on the number of cores."""
     import torch
 
     torch.set_num_threads(1)
-    yield
-    try:
+    with suppress(ImportError):
         import cv2
-    except ImportError:
-        return
-    cv2.setNumThreads(1)
+
+        cv2.setNumThreads(1)
 
 
 @dataclass(eq=False)
@@ -116,22 +113,24 @@ class Crew:
 
         threads = torch.get_num_threads()
         self.stack.callback(torch.set_num_threads, threads)
-        torch.set_num_threads(1)
+        _one_thread()
         return self.stack.enter_context(self.work.sweep())
 
-    def each(self, what: str, asked: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """(place in `asked`, result) of a method of Sweep for each tuple of arguments, as they
-        come.
+    def each(
+        self, function: Callable[..., Any], asked: Sequence[tuple[Any, ...]]
+    ) -> Iterator[tuple[int, Any]]:
+        """(place in `asked`, result) of a function of a module, which gets the Sweep and each tuple
+        of arguments, as they come.
 
         Raises:
             ValueError: what the work raised, or a process that died.
         """
         if self.workers == 1:
             for i, arguments in enumerate(asked):
-                yield i, getattr(self._own, what)(*arguments)
+                yield i, function(self._own, *arguments)
             return
         futures: dict[Future[Any], int] = {
-            self._pool.submit(_asked, what, arguments): i for i, arguments in enumerate(asked)
+            self._pool.submit(_asked, function, arguments): i for i, arguments in enumerate(asked)
         }
         try:
             for future in as_completed(futures):
@@ -159,9 +158,7 @@ class Bench:
 
     def try_all(self, title: str, pipelines: Sequence[Pipeline]) -> list[Answers]:
         """What each pipeline says of all pictures; the first is what `change` is measured from."""
-        chunks = [
-            range(i, min(i + CHUNK, self.pictures)) for i in range(0, self.pictures, CHUNK)
-        ]
+        chunks = [range(i, min(i + CHUNK, self.pictures)) for i in range(0, self.pictures, CHUNK)]
         said = [repr(p) for p in pipelines]
         held: dict[int, list[Answers]] = {}
         entries = [self._entry(said, chunk) for chunk in chunks]
@@ -175,7 +172,7 @@ class Bench:
             done = sum(len(chunks[i]) for i in held)
             advance(done)
             asked = [(list(chunks[i]), list(pipelines)) for i in missing]
-            for k, answers in self.crew.each("answers", asked):
+            for k, answers in self.crew.each(Sweep.answers, asked):
                 i = missing[k]
                 self._keep(entries[i], answers)
                 again = self._kept(entries[i])  # as a resumed audit would read it
@@ -193,7 +190,7 @@ class Bench:
         flat = [p for a in answers for p in a.predictions if p is not None]
         facts = [
             {"held": [p is not None for p in a.predictions], "refused": a.refused,
-             "change": a.change}
+             "change": a.change if math.isfinite(a.change) else None}
             for a in answers
         ]  # fmt: skip
         self.store.write(f"{entry}.npz", tasks.pack(flat))
@@ -205,19 +202,22 @@ class Bench:
             return None
         try:
             facts = json.loads(self.store.path(f"{entry}.json").read_bytes())["answers"]
-            flat = iter(
-                tasks.unpack(self.store.path(f"{entry}.npz").read_bytes(), self.prediction)
-            )
+            flat = iter(tasks.unpack(self.store.path(f"{entry}.npz").read_bytes(), self.prediction))
             return [
                 Answers(
                     tuple(next(flat) if there else None for there in f["held"]),
                     tuple((int(i), why) for i, why in f["refused"]),
-                    float(f["change"]),
+                    math.inf if f["change"] is None else float(f["change"]),
                 )
                 for f in facts
             ]
         except (OSError, ValueError, KeyError, StopIteration, RuntimeError):
             return None
+
+    def failures(self, pipelines: Sequence[Pipeline]) -> list[str]:
+        """Why each pipeline cannot run, "" where it can; on one picture."""
+        found = dict(self.crew.each(Sweep.failure, [(p,) for p in pipelines]))
+        return [found[i] for i in range(len(pipelines))]
 
     def partings(
         self, asked: Sequence[tuple[Sequence[int], str, Pipeline, Pipeline]]
@@ -225,7 +225,7 @@ class Bench:
         """How far two pipelines are apart behind a stage, for each of several questions."""
         found: dict[int, Parting] = {}
         with self.show.step("compare the stages bit by bit", len(asked)) as advance:
-            for i, parting in self.crew.each("parting", asked):
+            for i, parting in self.crew.each(Sweep.parting, asked):
                 found[i] = parting
                 advance(len(found))
         return [found[i] for i in range(len(asked))]

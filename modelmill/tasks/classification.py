@@ -44,9 +44,9 @@ def as_truth(prediction: Ranking, card: Card) -> int:
     return prediction.classes[0] if prediction.classes else -1
 
 
-def changed(a: Ranking, b: Ranking) -> bool:
-    """Whether the first class is another."""
-    return a.classes[:1] != b.classes[:1]
+def changed(a: Ranking, b: Ranking) -> tuple[int, int]:
+    """(1, 1) where the first class is another, else (0, 1)."""
+    return int(a.classes[:1] != b.classes[:1]), 1
 
 
 def example(seed: int) -> tuple[Card, list[int]]:

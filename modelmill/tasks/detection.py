@@ -145,21 +145,21 @@ def as_truth(prediction: Boxes, card: Card) -> Objects:
     return objects(prediction.boxes_xyxy[sure], prediction.classes[sure])
 
 
-def changed(a: Boxes, b: Boxes) -> bool:
-    """Whether some box of at least SURE has no partner in the other: one of its class, for itself
-    alone, that it overlaps with an IoU of at least 0.5.
+def changed(a: Boxes, b: Boxes) -> tuple[int, int]:
+    """How many boxes of at least SURE, of both, have no partner on the other side, and how many
+    there are: partners are of one class and overlap with an IoU of at least PARTNERS.
     """
     one, other = a.scores >= SURE, b.scores >= SURE
-    free = other.copy()
-    if one.sum() != other.sum():
-        return True
-    overlap = iou(a.boxes_xyxy[one], b.boxes_xyxy)
-    for row, kind in zip(overlap, a.classes[one], strict=True):
-        fits = np.where(free & (b.classes == kind), row, 0.0)
-        if not fits.size or fits.max() < PARTNERS:
-            return True
-        free[fits.argmax()] = False
-    return False
+    overlap = iou(a.boxes_xyxy[one], b.boxes_xyxy[other])
+    overlap[a.classes[one][:, None] != b.classes[other][None, :]] = 0.0
+    pairs = 0
+    for row in range(len(overlap)):
+        best = int(overlap[row].argmax()) if overlap.shape[1] else 0
+        if overlap.shape[1] and overlap[row, best] >= PARTNERS:
+            overlap[:, best] = 0.0  # a box has one partner
+            pairs += 1
+    total = int(one.sum()) + int(other.sum())
+    return total - 2 * pairs, total
 
 
 def example(seed: int) -> tuple[Card, list[Objects]]:
