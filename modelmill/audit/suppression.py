@@ -6,6 +6,7 @@ taken back to pixels of the network's input, where devices suppress, and afterwa
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ class Limits:
     boxes: int
 
 
+@functools.cache
 def limits(card: Card) -> Limits | None:
     """The limits in force; None where the decoder has no suppression."""
     held = sys.modules[plugins.load("modelmill.tasks.decoders", card.output.decode).__module__]

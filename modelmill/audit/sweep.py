@@ -59,8 +59,8 @@ class Parting:
 class Sweep:
     """Holds networks open while chunks come; use it as a context.
 
-    card: by which `dataset` was opened. batch: pictures of one inference; whole: it is the network's own or an
-    engine's, so that a smaller one is filled with copies of the last picture.
+    card: by which `dataset` was opened. batch: pictures of one inference; whole: it is fixed, so
+    that a smaller one is filled with copies of the last picture; for an engine it always is.
     """
 
     dataset: Dataset
@@ -306,11 +306,13 @@ class Chunk:
     def _outputs(self, pipeline: Pipeline) -> Outputs:
         def compute() -> Outputs:
             run, x, n = self.sweep.run(pipeline), self.inputs(pipeline), self.sweep.batch
+            network = pipeline.precision or self.sweep.network
+            whole = self.sweep.whole or network.engine is not None
             found: list[Outputs] = []
             for start in range(0, len(x), n):
                 part = x[start : start + n]
                 short = n - len(part)
-                if short and self.sweep.whole:
+                if short and whole:
                     copies = np.repeat(part[-1:], short, axis=0)
                     made = run({self.sweep.input_name: np.concatenate([part, copies])})
                 else:

@@ -36,7 +36,7 @@ from modelmill.line import (
     audit_together,
 )
 from modelmill.line.artifact import engine_of, limited, load_artifact
-from modelmill.line.audit_measure import Judge
+from modelmill.line.audit_measure import Asked, Judge, judge_all, judge_for, of
 from modelmill.line.audit_report import AuditReport, Fix
 from modelmill.line.audit_together import Candidate
 from modelmill.line.audit_work import CHUNK, Bench, Crew, Work
@@ -170,7 +170,7 @@ def run(model: Model, data: DataSource, options: AuditOptions, show: Show = SILE
     batch = source.scoring_batch(min(CHUNK, len(dataset)))
     work = Work(
         data, source.card, o.limit, o.seed, network, store.folder, source.input_name, batch,
-        o.engine is not None or source.batch is not None, o.timeout_s, o.transform,
+        source.batch is not None, o.timeout_s, o.transform,
     )  # fmt: skip
 
     with Crew(work, workers) as crew:
@@ -191,14 +191,17 @@ def run(model: Model, data: DataSource, options: AuditOptions, show: Show = SILE
         offered, left_out = _offers(wanted, subject, base, bench)
         pipelines = [base, *(option.change(base) for _, option in offered)]
         answers = bench.try_all("each alone", pipelines)
-        judge = Judge(
-            source.task, source.card, _truths(dataset, crew), dataset.ids, answers[0], o.seed
-        )
-        candidates = []
-        with show.step("intervals", len(offered)) as advance:
-            for (noise, option), found in zip(offered, answers[1:], strict=True):
-                candidates.append(Candidate(noise, option, judge.outcome(noise, option, found)))
-                advance(len(candidates))
+        judge = judge_for(source.card, _truths(dataset, crew), dataset.ids, answers[0], o.seed)
+        asked = [
+            of(noise.stage, noise.name, option, found)
+            for (noise, option), found in zip(offered, answers[1:], strict=True)
+        ]
+        candidates = [
+            Candidate(noise, option, outcome)
+            for (noise, option), outcome in zip(
+                offered, judge_all(judge, asked, crew, show), strict=True
+            )
+        ]
         report = AuditReport(
             model={"name": source.name, "fingerprint": ir.fingerprint(source.graph)},
             task=source.task.name,
@@ -354,7 +357,7 @@ def _fix(
     done, left, fixed = audit_fix.mended(base, device or trained(card), card, network)
     text = json.dumps(fixed.card.to_json(), indent=1) + "\n"
     ir.write_whole(card_path, text.encode())
-    words = Option("fixed", "the device with the mended network and card", lambda p: p)
     answers = bench.try_all("what --fix wrote", [base, fixed])[1]
-    outcome = judge.judge("all", "fix", words, answers)
+    words = "the device with the mended network and card"
+    outcome = judge.judge(Asked("all", "fix", "fixed", words, answers))
     return Fix((path.name, card_path.name), tuple(done), tuple(left), outcome)

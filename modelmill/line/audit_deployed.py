@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from modelmill import plugins
 from modelmill.audit import LeftOut, Option, Pipeline, Subject, noises, stages
-from modelmill.line.audit_measure import Judge
+from modelmill.line.audit_measure import Asked, Judge, judge_all
 from modelmill.line.audit_report import Outcome, StageReport
 from modelmill.line.audit_work import Bench
 from modelmill.tasks import Card, CardError
@@ -77,18 +77,18 @@ def compare_stages(
     found = stages(base, device)
     tried = [base, *(s.alone for s in found), *(s.until for s in found), device]
     answers = bench.try_all("training and device", tried)
-    whole = judge.judge("all", "device", _named("device", "all stages of the device"), answers[-1])
+    asked = [Asked("all", "device", "device", "all stages of the device", answers[-1])]
+    for k, stage in enumerate([*found, *found], 1):
+        words = f"{stage.device} instead of {stage.trained}"
+        asked.append(Asked(stage.name, stage.name, stage.name, words, answers[k]))
+    whole, *outcomes = judge_all(judge, asked, bench.crew, bench.show)
     pictures = list(range(min(COMPARED, bench.pictures)))
     numeric = [s for s in found if s.name != LAST]
     partings = bench.partings([(pictures, s.name, base, s.until) for s in numeric])
     by_stage = {s.name: p for s, p in zip(numeric, partings, strict=True)}
     reports = []
     for i, stage in enumerate(found):
-        words = _named(stage.name, f"{stage.device} instead of {stage.trained}")
-        alone, until = (
-            judge.judge(stage.name, stage.name, words, answers[k])
-            for k in (1 + i, 1 + len(found) + i)
-        )
+        alone, until = outcomes[i], outcomes[len(found) + i]
         parting = by_stage.get(stage.name)
         if parting is None:  # of boxes those that differ are counted
             elements, differing, largest = until.n, round(until.changed * until.n), None
@@ -101,10 +101,6 @@ def compare_stages(
             )
         )
     return tuple(reports), whole
-
-
-def _named(name: str, about: str) -> Option:
-    return Option(name, about, lambda pipeline: pipeline)
 
 
 def parts_first(reports: Sequence[StageReport]) -> StageReport | None:

@@ -6,65 +6,92 @@ draws, and the standard error of the difference gives the 95 % interval (see `li
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from modelmill.audit import Answers, Noise, Option
+from modelmill import plugins
+from modelmill.audit import Answers, Option, Sweep
 from modelmill.line.audit_report import Outcome
-from modelmill.line.compare import bootstrap
+from modelmill.line.audit_work import Crew
+from modelmill.line.compare import draws, interval
+from modelmill.line.show import Show
 from modelmill.tasks import Card, Task, pack
 
-Metric = Callable[[np.ndarray], float]
+
+@functools.cache
+def _task(name: str) -> Task:
+    """Looking up a plug-in reads its folder, too slow to do for every picture."""
+    found: Task = plugins.load("modelmill.tasks", name)
+    return found
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Answers to be judged, and what they are of."""
+
+    stage: str
+    noise: str
+    option: str
+    about: str
+    answers: Answers
+    mistake: bool = False
+
+
+def of(stage: str, noise: str, option: Option, answers: Answers) -> Asked:
+    """The answers of an option of a noise."""
+    return Asked(stage, noise, option.name, option.about, answers, option.mistake)
 
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """Judges answers by those of the card's pipeline. truths: None without labels; ids: names of
-    the pictures.
+    """Judges answers by those of the card's pipeline.
+
+    truths: None without labels. ids: names of the pictures. scores: of the base on all pictures and
+    on every draw, empty without labels. It goes to other processes, so it names the task.
     """
 
-    task: Task
     card: Card
     truths: Sequence[Any] | None
     ids: Sequence[str]
     base: Answers
     seed: int
+    scores: tuple[float, ...] = ()
+
+    @property
+    def task(self) -> Task:
+        """What the answers are to."""
+        return _task(self.card.task)
 
     @property
     def metric(self) -> str:
         """The name of the score."""
         return self.task.primary(self.card)
 
-    @cached_property
+    @property
     def score(self) -> float | None:
         """Of the card's pipeline on all pictures; None without labels."""
-        return self._score(self.base.predictions, range(len(self.ids)))
+        return self.scores[0] if self.scores else None
 
-    def outcome(self, noise: Noise, option: Option, answers: Answers) -> Outcome:
-        """What an option did."""
-        return self.judge(noise.stage, noise.name, option, answers)
-
-    def judge(self, stage: str, noise: str, option: Option, answers: Answers) -> Outcome:
-        """The same by names, for several options at once and for devices."""
+    def judge(self, asked: Asked) -> Outcome:
+        """What these answers are worth."""
+        answers = asked.answers
         read = [i for i, p in enumerate(answers.predictions) if p is not None]
         before = [self.base.predictions[i] for i in read]
         after = [answers.predictions[i] for i in read]
         counts = [self._changed(a, b) for a, b in zip(before, after, strict=True)]
         differing, total = (sum(c[k] for c in counts) for k in (0, 1))
-        delta, low, high = self._difference(before, after, read)
+        score, delta, low, high = self._difference(before, after, read)
         return Outcome(
-            stage=stage,
-            noise=noise,
-            option=option.name,
-            about=option.about,
-            mistake=option.mistake,
+            stage=asked.stage,
+            noise=asked.noise,
+            option=asked.option,
+            about=asked.about,
+            mistake=asked.mistake,
             n=len(read),
-            score=self._score(after, read),
+            score=score,
             delta=delta,
             low=low,
             high=high,
@@ -78,44 +105,53 @@ class Judge:
             return int(pack([a]) != pack([b])), 1
         return self.task.changed(a, b)
 
-    def _score(self, predictions: Sequence[Any], read: Sequence[int]) -> float | None:
-        if self.truths is None or not read:
-            return None
-        truths = [self.truths[i] for i in read]
-        return float(self.task.score(list(predictions), truths, self.card)[self.metric])
-
     def _difference(
         self, before: Sequence[Any], after: Sequence[Any], read: Sequence[int]
-    ) -> tuple[float | None, float | None, float | None]:
-        """Difference and interval; exactly 0 where both say the same."""
+    ) -> tuple[float | None, float | None, float | None, float | None]:
+        """Score, difference and its interval; exactly 0 where both say the same."""
         if self.truths is None or not read:
-            return None, None, None
+            return None, None, None, None
+        whole = len(read) == len(self.ids)
+        old = self.scores if whole else self.on_draws(before, read)
         if pack(before) == pack(after):
-            return 0.0, 0.0, 0.0
-        old = self._draws_of_base if len(read) == len(self.ids) else self._metric(before, read)
-        found = bootstrap(old, self._metric(after, read), len(read), self.seed)
-        return found.difference, found.low, found.high
+            return old[0], 0.0, 0.0, 0.0
+        new = self.on_draws(after, read)
+        found = interval(old, new)
+        return new[0], found.difference, found.low, found.high
 
-    @cached_property
-    def _draws_of_base(self) -> Metric:
-        """The card's side on every draw, which are the same for all options of one seed."""
-        metric = self._metric(self.base.predictions, range(len(self.ids)))
-        known: dict[bytes, float] = {}
-
-        def on(drawn: np.ndarray) -> float:
-            key = drawn.tobytes()
-            if key not in known:
-                known[key] = metric(drawn)
-            return known[key]
-
-        return on
-
-    def _metric(self, predictions: Sequence[Any], read: Sequence[int]) -> Metric:
-        """The metric on draws of the pictures `read`."""
+    def on_draws(self, predictions: Sequence[Any], read: Sequence[int]) -> tuple[float, ...]:
+        """The metric on the pictures `read`, then on every draw of them."""
         assert self.truths is not None
         truths = [self.truths[i] for i in read]
+        drawn = draws(len(read), self.seed)
         if self.task.correct is not None and self.metric == self.task.metrics[0]:
             right = self.task.correct(predictions, truths)
-            return lambda drawn: float(right[drawn].mean())
-        scored = self.task.resampled(list(predictions), truths, self.card)
-        return lambda drawn: float(scored(drawn)[self.metric])
+            return tuple(float(right[i].mean()) for i in drawn)
+        card = replace(self.card, metric=self.metric)  # no other is needed
+        scored = self.task.resampled(list(predictions), truths, card)
+        return tuple(float(scored(i)[self.metric]) for i in drawn)
+
+
+def judge_for(
+    card: Card, truths: Sequence[Any] | None, ids: Sequence[str], base: Answers, seed: int
+) -> Judge:
+    """The judge by the answers of the card's own pipeline."""
+    judge = Judge(card, truths, ids, base, seed)
+    if truths is None:
+        return judge
+    return replace(judge, scores=judge.on_draws(base.predictions, range(len(ids))))
+
+
+def _judged(sweep: Sweep, judge: Judge, asked: Asked) -> Outcome:
+    """In a process of the crew, which has its own data open but needs none."""
+    return judge.judge(asked)
+
+
+def judge_all(judge: Judge, asked: Sequence[Asked], crew: Crew, show: Show) -> list[Outcome]:
+    """What each of these answers is worth, by all processes."""
+    found: dict[int, Outcome] = {}
+    with show.step("scores and intervals", len(asked)) as advance:
+        for i, outcome in crew.each(_judged, [(judge, a) for a in asked]):
+            found[i] = outcome
+            advance(len(found))
+    return [found[i] for i in range(len(asked))]

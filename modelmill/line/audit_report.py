@@ -147,7 +147,7 @@ class AuditReport:
 def summary(outcomes: Sequence[Outcome]) -> Summary:
     """Of the outcomes of one noise, of which at least one is no mistake."""
     counted = [o for o in outcomes if not o.mistake]
-    worst = max(counted, key=lambda o: o.harm)
+    worst = max(counted, key=lambda o: (o.harm, o.changed))
     deltas = [o.delta for o in counted if o.delta is not None]
     mean = fmean(deltas) if deltas else None
     changed = fmean(o.changed for o in counted)

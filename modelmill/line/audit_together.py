@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modelmill.audit import Noise, Option, Pipeline
-from modelmill.line.audit_measure import Judge
+from modelmill.line.audit_measure import Asked, Judge, judge_all
 from modelmill.line.audit_report import Outcome, Together
 from modelmill.line.audit_work import Bench
+from modelmill.line.show import SILENT
 
 TRIED = 2  # options of a noise that greedy tries
 
@@ -64,8 +65,8 @@ def combined(
         return None
     answers = bench.try_all("combined", [base, pipeline])[1]
     steps = tuple((c.noise.name, c.option.name, c.outcome.harm) for c in chosen)
-    words = Option("combined", "the worst option of every noise at once", lambda p: p)
-    return Together(steps, judge.judge("all", "combined", words, answers))
+    words = "the worst option of every noise at once"
+    return Together(steps, judge.judge(Asked("all", "together", "combined", words, answers)))
 
 
 def greedy(
@@ -81,8 +82,8 @@ def greedy(
             continue
         noise = group[0].noise.name
         found = bench.try_all(f"worst case, {noise}", [base, *(p for _, p in tried)])[1:]
-        words = Option("greedy", "the worst case found", lambda p: p)
-        outcomes = [judge.judge("all", "greedy", words, a) for a in found]
+        asked = [Asked("all", "together", "greedy", "the worst case found", a) for a in found]
+        outcomes = judge_all(judge, asked, bench.crew, SILENT)
         worst = max(range(len(tried)), key=lambda i: _cost(outcomes[i]))
         if best is not None and _cost(outcomes[worst]) <= _cost(best):
             continue

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from modelmill.tasks.average_precision import matched
 from modelmill.tasks.boxes import Boxes, Objects, iou, objects
 from modelmill.tasks.card import Card, Input, Output
 from modelmill.tasks.images import DataError
@@ -46,28 +47,29 @@ def score(predictions: Sequence[Boxes], truths: Sequence[Objects], card: Card) -
 def resample(
     predictions: Sequence[Boxes], truths: Sequence[Objects], card: Card
 ) -> Callable[[npt.NDArray[np.intp]], dict[str, float]]:
-    """Scores of draws of the pictures (indices with repetition); boxes are matched only once.
+    """Scores of draws of the pictures (indices with repetition); boxes are matched only once. Of
+    the card's metric alone where it names one, else of all.
 
     A draw without any object scores 0. Raises as `score` does.
     """
     evaluation = _evaluation(predictions, truths, card)
-    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-    evaluation.params.maxDets = evaluation.params.maxDets[-1:]
+    params = evaluation.params
+    params.areaRng, params.areaRngLbl = [[0, 1e10]], ["all"]
+    params.maxDets = params.maxDets[-1:]
+    levels = {"ap50": [0.5], "ap75": [0.75], None: params.iouThrs, "ap": params.iouThrs}
+    params.iouThrs = np.array(levels[card.metric])
     with _silence, contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
-    flat: npt.NDArray[Any] = np.empty(len(evaluation.evalImgs), object)
-    flat[:] = evaluation.evalImgs
-    matched = flat.reshape(-1, len(truths))  # dicts: class, picture
+    found = matched(evaluation.evalImgs, card.class_count, len(truths), params.maxDets[-1])
+    rows = {card.metric: [0]} if card.metric in ("ap50", "ap75") else {
+        "ap50": [0], "ap": list(range(len(params.iouThrs))), "ap75": [5]
+    }  # fmt: skip
 
     def score_draw(drawn: npt.NDArray[np.intp]) -> dict[str, float]:
-        ids = (np.asarray(drawn) + 1).tolist()
-        evaluation.params.imgIds = evaluation._paramsEval.imgIds = ids
-        evaluation.evalImgs = matched[:, drawn].ravel().tolist()
-        with _silence, contextlib.redirect_stdout(io.StringIO()):
-            evaluation.accumulate()
-        precision = evaluation.eval["precision"]  # (IoU, recall, class, area, boxes); -1: no object
-        rows = {"ap50": precision[0], "ap": precision, "ap75": precision[5]}
-        return {k: float(p[p > -1].mean()) if (p > -1).any() else 0.0 for k, p in rows.items()}
+        weights = np.bincount(drawn, minlength=len(truths))
+        needed = {t for each in rows.values() for t in each}
+        at = {t: found.precision(weights, t, params.recThrs) for t in needed}
+        return {str(k): float(np.mean([at[t] for t in each])) for k, each in rows.items()}
 
     return score_draw
 
