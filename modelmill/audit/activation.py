@@ -21,6 +21,8 @@ from modelmill.audit.noise import LeftOut, Noise, Offer, Option, Subject
 from modelmill.audit.pipeline import Step
 from modelmill.audit.pooling import add_rewrite, fits
 
+OPSET = 13  # from here on softmax is over one axis, and sums take their axes as an input
+
 
 class Writer:
     """Adds nodes before one node; numbers become constants."""
@@ -86,7 +88,7 @@ def _axis(node: ir.Node) -> int:
 
 def approximate(graph: ir.Graph, op: str, by: Callable[[Writer, ir.Node], ir.Value]) -> ir.Graph:
     """Every `op` replaced by what `by` writes before it."""
-    found = ir.clone(graph)
+    found = ir.at_opset(ir.clone(graph), max(ir.opset(graph), OPSET))
     for node in [n for n in ir.nodes(found) if n.op_type == op]:
         made = by(Writer(found, node), node)
         ir.redirect(found, node.outputs[0], made)
@@ -110,8 +112,7 @@ def options(subject: Subject) -> Offer:
     found: list[Option | LeftOut] = []
     for name, op, by, words in WAYS:
         rewrite = partial(approximate, op=op, by=by)
-        old = op == "Softmax" and ir.opset(subject.graph) < 13  # flattened another way
-        why = f"the network has no {op}" if op not in there else "opset below 13" if old else ""
+        why = f"the network has no {op}" if op not in there else ""
         why = why or fits(subject.graph, rewrite)
         step = Step(name, rewrite)
         found.append(

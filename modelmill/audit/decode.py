@@ -167,6 +167,8 @@ def options(subject: Subject) -> Offer:
             step = Step(name, partial(by_library, run=run, jpeg_only=jpeg_only))
             found.append(Option(name, about, partial(_set, step=step)))
     turn = "exif-ignored" if subject.card.input.exif else "exif-turned"
+    if subject.turned and subject.card.input.resize is None:
+        return [*found, LeftOut(turn, "turned pictures may not have the input's size")]
     if not subject.turned:
         return [*found, LeftOut(turn, "no picture has an EXIF orientation")]
     about = f"EXIF orientation {'ignored' if subject.card.input.exif else 'obeyed'}"

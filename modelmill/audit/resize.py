@@ -31,7 +31,7 @@ def torch_interpolate(
     from torch.nn.functional import interpolate
 
     planes = image[None, None] if image.ndim == 2 else image.transpose(2, 0, 1)[None]
-    x = torch.from_numpy(np.ascontiguousarray(planes))
+    x = torch.from_numpy(planes.copy())  # Pillow hands out read-only memory
     x = x if rounded else x.float()
     corners = {} if mode.startswith("nearest") else {"align_corners": False}
     y = interpolate(x, size, mode=mode, antialias=antialias, **corners)[0].numpy()

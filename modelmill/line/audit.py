@@ -39,7 +39,7 @@ from modelmill.line.artifact import engine_of, limited, load_artifact
 from modelmill.line.audit_measure import Asked, Judge, judge_all, judge_for, of
 from modelmill.line.audit_report import AuditReport, Fix
 from modelmill.line.audit_together import Candidate
-from modelmill.line.audit_work import CHUNK, Bench, Crew, Work
+from modelmill.line.audit_work import CHUNK, MEMORY, Bench, Crew, Work, spans
 from modelmill.line.filing import check_database
 from modelmill.line.inspect import Model, label
 from modelmill.line.manifest import versions
@@ -167,15 +167,16 @@ def run(model: Model, data: DataSource, options: AuditOptions, show: Show = SILE
     network = Network(FLOAT32, path, file_hash(path), o.engine)
     key = _key(source, dataset, o)
     workers = o.workers if isinstance(data, str | Path) else 1
-    batch = source.scoring_batch(min(CHUNK, len(dataset)))
+    subject, pixels = _subject(source, dataset, network)
+    chunk = max(1, min(CHUNK, MEMORY // (3 * pixels), len(dataset)))
+    batch = source.scoring_batch(chunk)
     work = Work(
         data, source.card, o.limit, o.seed, network, store.folder, source.input_name, batch,
         source.batch is not None, o.timeout_s, o.transform,
     )  # fmt: skip
 
     with Crew(work, workers) as crew:
-        bench = Bench(crew, store, key, len(dataset), source.task.prediction, show)
-        subject = _subject(source, dataset, network)
+        bench = Bench(crew, store, key, len(dataset), chunk, source.task.prediction, show)
         device = audit_deployed.device_of(subject, device_card, o.added) if o.device else None
 
         # 2. Networks in 8 bits, where precision is asked for.
@@ -281,27 +282,36 @@ def _versions() -> dict[str, str]:
     return versions(("av", "simplejpeg"))
 
 
-def _subject(source: Source, dataset: Dataset, network: Network) -> Subject:
-    """Facts of the data that decide which options apply."""
+def _subject(source: Source, dataset: Dataset, network: Network) -> tuple[Subject, int]:
+    """Facts of the data that decide which options apply, and the pixels of the largest picture."""
     jpegs = turned = 0
-    if dataset.encoded is not None:
+    pixels = 1
+    files = dataset.encoded is not None
+    if dataset.encoded is None:
+        h, w = dataset.sample(0).size
+        pixels = h * w
+    else:
         for i in range(len(dataset)):
             data = dataset.encoded(i)
             jpegs += data.startswith(JPEG)
-            turned += _orientation(data) != UPRIGHT
-    files = dataset.encoded is not None
-    return Subject(
-        source.card, source.graph, source.task, len(dataset), files, jpegs, turned, network
+            orientation, size = _header(data)
+            turned += orientation != UPRIGHT
+            pixels = max(pixels, size)
+    return (
+        Subject(
+            source.card, source.graph, source.task, len(dataset), files, jpegs, turned, network
+        ),
+        pixels,
     )
 
 
-def _orientation(data: bytes) -> int:
-    """Value of the EXIF orientation; a broken file is upright here and told of when decoded."""
+def _header(data: bytes) -> tuple[int, int]:
+    """Value of the EXIF orientation, and pixels; a broken file is told of when it is decoded."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return int(image.getexif().get(ORIENTATION, UPRIGHT))
+            return int(image.getexif().get(ORIENTATION, UPRIGHT)), image.width * image.height
     except Exception:  # whatever a decoder raises on broken bytes
-        return UPRIGHT
+        return UPRIGHT, 1
 
 
 def _offers(
@@ -330,8 +340,7 @@ def _offers(
 def _truths(dataset: Dataset, crew: Crew) -> list[Any] | None:
     if not dataset.labelled:
         return None
-    n = len(dataset)
-    chunks = [list(range(i, min(i + CHUNK, n))) for i in range(0, n, CHUNK)]
+    chunks = [list(span) for span in spans(len(dataset), CHUNK)]
     found = dict(crew.each(Sweep.truths, [(chunk,) for chunk in chunks]))
     truths = [truth for i in range(len(chunks)) for truth in found[i]]
     for i, truth in enumerate(truths):

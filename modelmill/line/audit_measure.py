@@ -83,7 +83,8 @@ class Judge:
         after = [answers.predictions[i] for i in read]
         counts = [self._changed(a, b) for a, b in zip(before, after, strict=True)]
         differing, total = (sum(c[k] for c in counts) for k in (0, 1))
-        score, delta, low, high = self._difference(before, after, read)
+        alike = pack(before) == pack(after)
+        score, delta, low, high = self._difference(before, after, read, alike)
         return Outcome(
             stage=asked.stage,
             noise=asked.noise,
@@ -98,6 +99,7 @@ class Judge:
             changed=differing / max(total, 1),
             largest=answers.change if math.isfinite(answers.change) else None,
             refused=tuple((self.ids[i], why) for i, why in answers.refused),
+            same=alike and answers.change == 0.0 and not answers.refused,
         )
 
     def _changed(self, a: Any, b: Any) -> tuple[int, int]:
@@ -106,14 +108,14 @@ class Judge:
         return self.task.changed(a, b)
 
     def _difference(
-        self, before: Sequence[Any], after: Sequence[Any], read: Sequence[int]
+        self, before: Sequence[Any], after: Sequence[Any], read: Sequence[int], alike: bool
     ) -> tuple[float | None, float | None, float | None, float | None]:
         """Score, difference and its interval; exactly 0 where both say the same."""
         if self.truths is None or not read:
             return None, None, None, None
         whole = len(read) == len(self.ids)
         old = self.scores if whole else self.on_draws(before, read)
-        if pack(before) == pack(after):
+        if alike:
             return old[0], 0.0, 0.0, 0.0
         new = self.on_draws(after, read)
         found = interval(old, new)

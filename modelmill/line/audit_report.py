@@ -25,6 +25,7 @@ class Outcome:
     changed  share of what is said that is said by one side only: classes, or boxes that are sure
     largest  largest absolute change of an output of the network; None: not finite
     refused  (picture, why) that it could not read
+    same     not one number of outputs and predictions differs from the card's
     """
 
     stage: str
@@ -40,16 +41,12 @@ class Outcome:
     changed: float
     largest: float | None
     refused: tuple[tuple[str, str], ...] = ()
+    same: bool = False
 
     @property
     def harm(self) -> float:
         """What it costs: score lost, or without labels the share of changed predictions."""
         return self.changed if self.delta is None else -self.delta
-
-    @property
-    def same(self) -> bool:
-        """Whether not one number differs from the card's."""
-        return self.largest == 0.0 and self.changed == 0.0 and not self.refused
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,6 @@ class Summary:
 
     noise: str
     stage: str
-    about: str
     options: int
     mean: float | None
     mean_changed: float
@@ -151,4 +147,4 @@ def summary(outcomes: Sequence[Outcome]) -> Summary:
     deltas = [o.delta for o in counted if o.delta is not None]
     mean = fmean(deltas) if deltas else None
     changed = fmean(o.changed for o in counted)
-    return Summary(worst.noise, worst.stage, "", len(counted), mean, changed, worst)
+    return Summary(worst.noise, worst.stage, len(counted), mean, changed, worst)

@@ -28,7 +28,7 @@ from modelmill.line.source import DataSource
 from modelmill.line.store import Json, Store
 from modelmill.tasks import Card, Dataset
 
-CHUNK = 16  # pictures; their bytes in full size lie in memory at one time
+CHUNK, MEMORY = 16, 2**27  # most pictures at one time, and bytes that they may have in full size
 
 
 @dataclass(frozen=True)
@@ -153,12 +153,13 @@ class Bench:
     store: Store
     key: Json
     pictures: int
+    chunk: int
     prediction: type
     show: Show
 
     def try_all(self, title: str, pipelines: Sequence[Pipeline]) -> list[Answers]:
         """What each pipeline says of all pictures; the first is what `change` is measured from."""
-        chunks = [range(i, min(i + CHUNK, self.pictures)) for i in range(0, self.pictures, CHUNK)]
+        chunks = spans(self.pictures, self.chunk)
         said = [repr(p) for p in pipelines]
         held: dict[int, list[Answers]] = {}
         entries = [self._entry(said, chunk) for chunk in chunks]
@@ -229,6 +230,11 @@ class Bench:
                 found[i] = parting
                 advance(len(found))
         return [found[i] for i in range(len(asked))]
+
+
+def spans(count: int, size: int) -> list[range]:
+    """0 to `count` in pieces of `size`."""
+    return [range(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 def _joined(parts: Sequence[Answers]) -> Answers:
