@@ -7,6 +7,7 @@ a subject is left out with the reason.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -84,7 +85,13 @@ def noises(names: Sequence[str] = ()) -> list[Noise]:
         ValueError: no such noise (lists the choices).
     """
     package = "modelmill.audit"
-    found = [plugins.load(package, name) for name in names or plugins.names(package)]
+    known = plugins.names(package)
+    unknown = [name for name in names if name not in known and not name.endswith(".py")]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"unknown noise {unknown[0]!r}{hint} Choices: {', '.join(known)}")
+    found = [plugins.load(package, name) for name in names or known]
     return sorted(found, key=lambda noise: (STAGES.index(noise.stage), noise.name))
 
 

@@ -49,6 +49,7 @@ from modelmill.line.store import Json, OutputError, Store, file_hash, key_of
 from modelmill.tasks import Card, Dataset
 
 ORIENTATION = 274  # the EXIF tag
+MADE_LATER = "precision=int8"  # options of a device that exist only once they are quantized
 
 
 @dataclass(frozen=True)
@@ -160,14 +161,16 @@ def run(model: Model, data: DataSource, options: AuditOptions, show: Show = SILE
     source = (load_source if o.engine is None else load_artifact)(model, o.card)
     dataset = limited(tasks.open_data(data, source.card, o.transform), o.limit, o.seed)
     device_card = None if o.deployed is None else _card(o.deployed)
+    path = o.out / "audit" / "artifacts" / "float.onnx"
+    network = Network(FLOAT32, path, ir.fingerprint(source.graph), o.engine)
+    subject, pixels = _subject(source, dataset, network)
+    late = [text for text in o.added if text.startswith(MADE_LATER)]
+    audit_deployed.device_of(subject, device_card, [t for t in o.added if t not in late])
     _check_output(o)
     store = Store(o.out / "audit", o.resume)
-    ir.save(source.graph, store.path("artifacts/float.onnx"))
-    path = store.path("artifacts/float.onnx")
-    network = Network(FLOAT32, path, file_hash(path), o.engine)
+    ir.save(source.graph, path)
     key = _key(source, dataset, o)
     workers = o.workers if isinstance(data, str | Path) else 1
-    subject, pixels = _subject(source, dataset, network)
     chunk = max(1, min(CHUNK, MEMORY // (3 * pixels), len(dataset)))
     batch = source.scoring_batch(chunk)
     work = Work(
@@ -177,15 +180,15 @@ def run(model: Model, data: DataSource, options: AuditOptions, show: Show = SILE
 
     with Crew(work, workers) as crew:
         bench = Bench(crew, store, key, len(dataset), chunk, source.task.prediction, show)
-        device = audit_deployed.device_of(subject, device_card, o.added) if o.device else None
 
         # 2. Networks in 8 bits, where precision is asked for.
         notes = []
-        if any(noise.name == "precision" for noise in wanted) and targets:
+        if targets and (late or any(noise.name == "precision" for noise in wanted)):
             images = audit_precision.calibration(o.calib, dataset, work.sweep(), o.seed)
             made, refused = audit_precision.networks(targets, crew, store, key, images, show)
             subject = replace(subject, integer=tuple(made), refused=tuple(refused))
             notes.append(images.note(len(dataset)))
+        device = audit_deployed.device_of(subject, device_card, o.added) if o.device else None
 
         # 3. The card's own pipeline, and every option alone.
         base = trained(source.card)

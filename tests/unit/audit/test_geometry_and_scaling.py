@@ -73,8 +73,8 @@ def test_eight_bits_are_256_steps_over_all_channels(card):
     spec = card().input
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
     low, high = (
-        min((0 - m) / s for m, s in zip(spec.mean, spec.std)),
-        max((1 - m) / s for m, s in zip(spec.mean, spec.std)),
+        min((0 - m) / s for m, s in zip(spec.mean, spec.std, strict=True)),
+        max((1 - m) / s for m, s in zip(spec.mean, spec.std, strict=True)),
     )
     step = (high - low) / 255
     found = scaling.eight_bits(levels, spec)
