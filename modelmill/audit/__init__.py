@@ -7,7 +7,7 @@ leave everything else, and score again.
 
 from modelmill.audit.deployed import Stage, stages
 from modelmill.audit.noise import LeftOut, Noise, Option, Subject, noises
-from modelmill.audit.pipeline import FLOAT32, STAGES, Network, Pipeline, Reading, Step, trained
+from modelmill.audit.pipeline import FLOAT32, STAGES, Network, Pipeline, Reading, Step
 from modelmill.audit.sweep import Answers, Parting, Sweep
 
 __all__ = [
@@ -27,5 +27,4 @@ __all__ = [
     "Sweep",
     "noises",
     "stages",
-    "trained",
 ]

@@ -75,7 +75,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One device. `card` holds size, crop, colour order, scaling and thresholds.
+    """One device, by default what its card says: size, crop, colour order, scaling, thresholds.
 
     decode     (bytes, name, Input) -> RGB picture; None: Pillow
     colour     RGB picture -> RGB picture; None: nothing
@@ -116,8 +116,3 @@ class Pipeline:
             (self.reading, self.card.output, spec),
         )
         return parts[: STAGES.index(stage) + 1]
-
-
-def trained(card: Card) -> Pipeline:
-    """The pipeline that a card describes."""
-    return Pipeline(card)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,9 +25,8 @@ from modelmill.tasks.task import Outputs
 MANY = 10**6  # more boxes than any decoder has candidates
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a decoder does when the card does not say."""
+class Limits(NamedTuple):
+    """What a decoder keeps: scores above, overlaps up to, at most so many boxes."""
 
     score: float
     iou: float
@@ -36,17 +35,13 @@ class Limits:
 
 @functools.cache
 def limits(card: Card) -> Limits | None:
-    """The limits in force; None where the decoder has no suppression."""
+    """The card's limits, else the decoder's own; None where it has none: it does not suppress."""
     held = sys.modules[plugins.load("modelmill.tasks.decoders", card.output.decode).__module__]
-    names = ("SCORE_THRESHOLD", "IOU_THRESHOLD", "MAX_BOXES")
-    given = (card.output.score_threshold, card.output.iou_threshold, card.output.max_boxes)
-    score, overlap, boxes = (
-        getattr(held, name, None) if value is None else value
-        for name, value in zip(names, given, strict=True)
-    )
-    if score is None or overlap is None or boxes is None:
-        return None
-    return Limits(float(score), float(overlap), int(boxes))
+    found: list[Any] = []
+    for field in ("score_threshold", "iou_threshold", "max_boxes"):
+        given = getattr(card.output, field)
+        found.append(getattr(held, field.upper(), None) if given is None else given)
+    return None if None in found else Limits(*found)
 
 
 def read(

@@ -106,18 +106,16 @@ def audit(  # noqa: PLR0913 (a command's options)
         raise click.UsageError("Name one engine at most: -t TARGET or --runtime ENGINE.")
     with loading():
         from modelmill.line.artifact import find_card
-        from modelmill.line.audit import audit_deployment
+        from modelmill.line.audit import AuditOptions, audit_deployment
 
     if task is not None and (found := find_card(model, card).task) != task:
         raise ValueError(f"--task {task}: the card says {found}; give another with --card")
     with watch() as show:
-        report = audit_deployment(
-            model,
-            data,
+        asked = AuditOptions(
+            out=out,
             card=card,
             target=targets[0] if targets else None,
             runtime=runtimes[0] if runtimes else None,
-            out=out,
             noises=noises,
             deployed=deployed,
             added=added,
@@ -131,8 +129,8 @@ def audit(  # noqa: PLR0913 (a command's options)
             resume=resume,
             timeout_s=timeout,
             db=db,
-            show=show,
         )
+        report = audit_deployment(model, data, asked, show)
     print_json(report.to_json()) if form == "json" else _print(report, everything)
     sys.exit(0 if report.accepted else 1)
 

@@ -23,7 +23,6 @@ from modelmill.audit import (
     Subject,
     Sweep,
     noises,
-    trained,
 )
 from modelmill.audit.decode import JPEG, UPRIGHT
 from modelmill.line import (
@@ -56,14 +55,22 @@ MADE_LATER = "precision=int8"  # options of a device that exist only once they a
 class AuditOptions:
     """What is asked for.
 
-    noises: names; none: all, or with a device none. deployed: the device's card. added: options
-    NOISE=OPTION of the device that no card says. int8: targets, or "usual", "all", "none".
-    calib: pictures to calibrate int8 with; None: some of the data. workers: processes.
+    out: the folder; None: NAME-audit in the working directory.
+    target, runtime: an engine in place of the executor, by a target or by its own name.
+    noises: names; none: all, or with a device none.
+    deployed: the device's card. added: options NOISE=OPTION of the device that no card says.
+    fix: write a network and card that mend what they can.
+    tolerance: the largest loss accepted, a fraction.
+    int8: targets, or "usual", "all", "none". calib: pictures to calibrate them with.
+    limit: at most so many pictures, drawn by `seed`.
+    workers: processes; more than one needs the data as a path and a guarded main module.
+    db: path or URL of a database that gets the facts besides OUT/audit/records.db.
     """
 
-    out: Path
+    out: str | Path | None = None
     card: str | Path | Card | None = None
-    engine: str | None = None
+    target: str | None = None
+    runtime: str | None = None
     noises: tuple[str, ...] = ()
     deployed: str | Path | Card | None = None
     added: tuple[str, ...] = ()
@@ -94,158 +101,102 @@ class AuditOptions:
         return self.deployed is not None or bool(self.added)
 
 
-def audit_deployment(  # noqa: PLR0913 (keyword arguments are the interface)
+def audit_deployment(
     model: Model,
     data: DataSource,
-    *,
-    card: str | Path | Card | None = None,
-    target: str | None = None,
-    runtime: str | None = None,
-    out: str | Path | None = None,
-    noises: Sequence[str] = (),
-    deployed: str | Path | Card | None = None,
-    added: Sequence[str] = (),
-    fix: bool = False,
-    tolerance: float | None = None,
-    int8: Sequence[str] = ("usual",),
-    calib: DataSource | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    workers: int = 1,
-    resume: bool = False,
-    timeout_s: float = 300.0,
-    db: str | None = None,
-    transform: Callable[[Any], Any] | None = None,
+    options: AuditOptions = AuditOptions(),
     show: Show = SILENT,
 ) -> AuditReport:
     """Measure what decoders, resizes, colour paths and other steps of a device cost.
-
-    The arguments are those of `AuditOptions`; `target` or `runtime` name an engine in place of the
-    executor. Without `out` the folder is NAME-audit in the working directory. More than one worker
-    needs `data` as a path, and a script guarded by `if __name__ == "__main__"`.
 
     Raises:
         ValueError: wrong input; the text says what, where, why and the next command.
         DeploymentError: an engine failed.
     """
-    engine = engine_of(target, runtime) if target is not None or runtime is not None else None
-    options = AuditOptions(
-        out=Path(out) if out is not None else Path(f"{label(model)}-audit"),
-        card=card,
-        engine=engine,
-        noises=tuple(noises),
-        deployed=deployed,
-        added=tuple(added),
-        fix=fix,
-        tolerance=tolerance,
-        int8=tuple(int8),
-        calib=calib,
-        limit=limit,
-        seed=seed,
-        workers=workers,
-        resume=resume,
-        timeout_s=timeout_s,
-        db=db,
-        transform=transform,
-    )
-    return run(model, data, options, show)
-
-
-def run(model: Model, data: DataSource, options: AuditOptions, show: Show = SILENT) -> AuditReport:
-    """The whole audit; raises as `audit_deployment` does."""
     # 1. What was asked: model, card, pictures, noises. What can be wrong is found here.
-    o = options
+    o, out = options, Path(options.out or f"{label(model)}-audit")
+    named = o.target is not None or o.runtime is not None
+    engine = engine_of(o.target, o.runtime) if named else None
     wanted = noises(o.noises) if o.noises or not o.device else []
     targets = audit_precision.chosen(o.int8)
     check_database(o.db)
-    source = (load_source if o.engine is None else load_artifact)(model, o.card)
+    source = (load_source if engine is None else load_artifact)(model, o.card)
     dataset = limited(tasks.open_data(data, source.card, o.transform), o.limit, o.seed)
-    device_card = None if o.deployed is None else _card(o.deployed)
-    path = o.out / "audit" / "artifacts" / "float.onnx"
-    network = Network(FLOAT32, path, ir.fingerprint(source.graph), o.engine)
+    given = o.deployed
+    card = tasks.load_card(given) if isinstance(given, str | Path) else given
+    path = out / "audit" / "artifacts" / "float.onnx"
+    network = Network(FLOAT32, path, ir.fingerprint(source.graph), engine)
     subject, pixels = _subject(source, dataset, network)
     late = [text for text in o.added if text.startswith(MADE_LATER)]
-    audit_deployed.device_of(subject, device_card, [t for t in o.added if t not in late])
-    _check_output(o)
-    store = Store(o.out / "audit", o.resume)
+    audit_deployed.device_of(subject, card, [text for text in o.added if text not in late])
+    store = _store(out, o.resume)
     ir.save(source.graph, path)
-    key = _key(source, dataset, o)
-    workers = o.workers if isinstance(data, str | Path) else 1
+    key = _key(source, dataset, engine, o.seed)
     chunk = max(1, min(CHUNK, MEMORY // (3 * pixels), len(dataset)))
-    batch = source.scoring_batch(chunk)
     work = Work(
-        data, source.card, o.limit, o.seed, network, store.folder, source.input_name, batch,
-        source.batch is not None, o.timeout_s, o.transform,
+        data, source.card, o.limit, o.seed, network, store.folder, source.input_name,
+        source.scoring_batch(chunk), source.batch is not None, o.timeout_s, o.transform,
     )  # fmt: skip
 
-    with Crew(work, workers) as crew:
+    with Crew(work, o.workers if isinstance(data, str | Path) else 1) as crew:
         bench = Bench(crew, store, key, len(dataset), chunk, source.task.prediction, show)
 
         # 2. Networks in 8 bits, where precision is asked for.
         notes = []
         if targets and (late or any(noise.name == "precision" for noise in wanted)):
-            images = audit_precision.calibration(o.calib, dataset, work.sweep(), o.seed)
+            images = audit_precision.calibration(o.calib, dataset, source.card, o.seed)
             made, refused = audit_precision.networks(targets, crew, store, key, images, show)
             subject = replace(subject, integer=tuple(made), refused=tuple(refused))
             notes.append(images.note(len(dataset)))
-        device = audit_deployed.device_of(subject, device_card, o.added) if o.device else None
+        device = audit_deployed.device_of(subject, card, o.added) if o.device else None
 
         # 3. The card's own pipeline, and every option alone.
-        base = trained(source.card)
+        base = Pipeline(source.card)
         offered, left_out = _offers(wanted, subject, base, bench)
-        pipelines = [base, *(option.change(base) for _, option in offered)]
-        answers = bench.try_all("each alone", pipelines)
-        judge = judge_for(source.card, _truths(dataset, crew), dataset.ids, answers[0], o.seed)
-        asked = [
-            of(noise.stage, noise.name, option, found)
-            for (noise, option), found in zip(offered, answers[1:], strict=True)
-        ]
-        candidates = [
-            Candidate(noise, option, outcome)
-            for (noise, option), outcome in zip(
-                offered, judge_all(judge, asked, crew, show), strict=True
-            )
-        ]
+        first, *others = bench.try_all("each alone", [base, *(x.change(base) for _, x in offered)])
+        judge = judge_for(source.card, _truths(dataset, crew), dataset.ids, first, o.seed)
+        asked = [of(noise, x, a) for (noise, x), a in zip(offered, others, strict=True)]
+        outcomes = judge_all(judge, asked, crew, show)
+        candidates = [Candidate(*pair, got) for pair, got in zip(offered, outcomes, strict=True)]
         report = AuditReport(
-            model={"name": source.name, "fingerprint": ir.fingerprint(source.graph)},
+            model={"name": source.name, "fingerprint": network.digest},
             task=source.task.name,
             metric=judge.metric,
-            engine=o.engine or "executor",
+            engine=engine or "executor",
             n=len(dataset),
             score=judge.score,
             seed=o.seed,
-            outcomes=tuple(c.outcome for c in candidates),
+            outcomes=tuple(outcomes),
             left_out=tuple(left_out),
             tolerance=o.tolerance,
             versions=_versions(),
-            folder=str(o.out),
+            folder=str(out),
         )
 
         # 4. All at once, and the worst case.
         if len({noise.name for noise, _ in offered}) > 1:
-            report = replace(
-                report,
-                combined=audit_together.combined(base, candidates, bench, judge),
-                greedy=audit_together.greedy(base, candidates, bench, judge),
-            )
+            combined = audit_together.combined(base, candidates, bench, judge)
+            greedy = audit_together.greedy(base, candidates, bench, judge)
+            report = replace(report, combined=combined, greedy=greedy)
 
         # 5. The device, stage by stage; and what mends it.
         if device is not None:
             stages, whole = audit_deployed.compare_stages(base, device, bench, judge)
             report = replace(report, stages=stages, device=whole)
         if o.fix:
-            given = device_card or (source.card if device else audit_fix.raw(source.card))
-            report = replace(report, fix=_fix(source, base, device, given, bench, judge, o))
+            theirs = card or (source.card if device else audit_fix.raw(source.card))
+            fix = _fix(source, device or Pipeline(theirs), theirs, bench, judge, out)
+            report = replace(report, fix=fix)
 
     # 6. Findings, report, page, records.
-    report = audit_findings.conclude(report, notes, _asked(model, data, o))
-    ir.write_whole(o.out / "audit.json", (json.dumps(report.to_json(), indent=1) + "\n").encode())
-    ir.write_whole(o.out / "audit.html", audit_page.render(report).encode())
+    report = audit_findings.conclude(report, notes, _command(model, data, o))
+    ir.write_whole(out / "audit.json", (json.dumps(report.to_json(), indent=1) + "\n").encode())
+    ir.write_whole(out / "audit.html", audit_page.render(report).encode())
     audit_filing.file_records(report, store, key_of(key), o.db, show)
     return report
 
 
-def _asked(model: Model, data: DataSource, options: AuditOptions) -> audit_findings.Asked:
+def _command(model: Model, data: DataSource, options: AuditOptions) -> audit_findings.Asked:
     """The command as it was given, for what findings advise."""
     named = str(model) if isinstance(model, str | Path) else "MODEL"
     where = str(data) if isinstance(data, str | Path) else "DATA"
@@ -254,29 +205,31 @@ def _asked(model: Model, data: DataSource, options: AuditOptions) -> audit_findi
     return audit_findings.Asked(named, where, device, options.fix)
 
 
-def _card(card: str | Path | Card) -> Card:
-    return card if isinstance(card, Card) else tasks.load_card(card)
+def _store(out: Path, resume: bool) -> Store:
+    """The folder OUT/audit; the report and the page lie above it, beside those of a build.
 
-
-def _check_output(options: AuditOptions) -> None:
-    if options.out.exists() and not options.out.is_dir():
-        raise OutputError(f"{options.out} is a file; choose a folder with -o")
-    if (options.out / "audit" / "cache").exists() and not options.resume:
+    Raises:
+        OutputError: a file, not writable, or there is an earlier audit and `resume` is False.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file; choose a folder with -o")
+    if (out / "audit" / "cache").exists() and not resume:
         raise OutputError(
-            f"{options.out} holds an earlier audit; add --resume to continue it, or choose another "
-            "folder with -o"
+            f"{out} holds an earlier audit; add --resume to continue it, or choose another folder "
+            "with -o"
         )
+    return Store(out / "audit", resume)
 
 
-def _key(source: Source, dataset: Dataset, options: AuditOptions) -> Json:
+def _key(source: Source, dataset: Dataset, engine: str | None, seed: int) -> Json:
     """What every result depends on beside its pipeline."""
     return {
         "modelmill": modelmill.__version__,
         "model": ir.fingerprint(source.graph),
         "card": source.card.to_json(),
         "data": dataset.fingerprint(),
-        "engine": options.engine,
-        "seed": options.seed,
+        "engine": engine,
+        "seed": seed,
         "versions": _versions(),
     }
 
@@ -289,23 +242,21 @@ def _subject(source: Source, dataset: Dataset, network: Network) -> tuple[Subjec
     """Facts of the data that decide which options apply, and the pixels of the largest picture."""
     jpegs = turned = 0
     pixels = 1
-    files = dataset.encoded is not None
     if dataset.encoded is None:
         h, w = dataset.sample(0).size
         pixels = h * w
     else:
         for i in range(len(dataset)):
             data = dataset.encoded(i)
-            jpegs += data.startswith(JPEG)
             orientation, size = _header(data)
+            jpegs += data.startswith(JPEG)
             turned += orientation != UPRIGHT
             pixels = max(pixels, size)
-    return (
-        Subject(
-            source.card, source.graph, source.task, len(dataset), files, jpegs, turned, network
-        ),
-        pixels,
+    files = dataset.encoded is not None
+    subject = Subject(
+        source.card, source.graph, source.task, len(dataset), files, jpegs, turned, network
     )
+    return subject, pixels
 
 
 def _header(data: bytes) -> tuple[int, int]:
@@ -321,54 +272,40 @@ def _offers(
     wanted: Sequence[Noise], subject: Subject, base: Pipeline, bench: Bench
 ) -> tuple[list[tuple[Noise, Option]], list[tuple[str, str, str]]]:
     """The options that run, each tried on one picture, and (noise, option, why) of the others."""
-    offered: list[tuple[Noise, Option]] = []
-    left_out: list[tuple[str, str, str]] = []
-    for noise in wanted:
-        for offer in noise.options(subject):
-            if isinstance(offer, LeftOut):
-                left_out.append((noise.name, offer.name, offer.why))
-            else:
-                offered.append((noise, offer))
+    offers = [(noise, offer) for noise in wanted for offer in noise.options(subject)]
+    offered = [(noise, offer) for noise, offer in offers if isinstance(offer, Option)]
     with bench.show.step("try every option on one picture", len(offered)):
         failures = bench.failures([option.change(base) for _, option in offered])
-    kept = []
-    for (noise, option), why in zip(offered, failures, strict=True):
-        if why:
-            left_out.append((noise.name, option.name, why))
-        else:
-            kept.append((noise, option))
-    return kept, left_out
+    tried = list(zip(offered, failures, strict=True))
+    left_out = [
+        (n.name, offer.name, offer.why) for n, offer in offers if isinstance(offer, LeftOut)
+    ]
+    left_out += [(noise.name, option.name, why) for (noise, option), why in tried if why]
+    return [pair for pair, why in tried if not why], left_out
 
 
 def _truths(dataset: Dataset, crew: Crew) -> list[Any] | None:
     if not dataset.labelled:
         return None
-    chunks = [list(span) for span in spans(len(dataset), CHUNK)]
-    found = dict(crew.each(Sweep.truths, [(chunk,) for chunk in chunks]))
-    truths = [truth for i in range(len(chunks)) for truth in found[i]]
-    for i, truth in enumerate(truths):
+    pieces = [(list(span),) for span in spans(len(dataset), CHUNK)]
+    found = dict(crew.each(Sweep.truths, pieces))
+    truths = [truth for i in range(len(pieces)) for truth in found[i]]
+    for name, truth in zip(dataset.ids, truths, strict=True):
         if truth is None:
-            raise tasks.DataError(f"{dataset.where}: {dataset.ids[i]} has no label, others have")
+            raise tasks.DataError(f"{dataset.where}: {name} has no label, others have")
     return truths
 
 
 def _fix(
-    source: Source,
-    base: Pipeline,
-    device: Pipeline | None,
-    card: Card,
-    bench: Bench,
-    judge: Judge,
-    options: AuditOptions,
+    source: Source, device: Pipeline, card: Card, bench: Bench, judge: Judge, out: Path
 ) -> Fix:
     """Write the network with its preprocessing inside and its card; `card` is the device's."""
-    graph = audit_fix.inside(source.graph, source.card.input, card.input)
-    path, card_path = options.out / "fixed.onnx", options.out / "fixed.json"
-    ir.save(graph, path)
-    network = Network("fixed", path, file_hash(path), options.engine)
-    done, left, fixed = audit_fix.mended(base, device or trained(card), card, network)
-    text = json.dumps(fixed.card.to_json(), indent=1) + "\n"
-    ir.write_whole(card_path, text.encode())
+    path, card_path = out / "fixed.onnx", out / "fixed.json"
+    ir.save(audit_fix.inside(source.graph, source.card.input, card.input), path)
+    network = Network("fixed", path, file_hash(path), bench.crew.work.network.engine)
+    base = Pipeline(source.card)
+    done, left, fixed = audit_fix.mended(base, device, card, network)
+    ir.write_whole(card_path, (json.dumps(fixed.card.to_json(), indent=1) + "\n").encode())
     answers = bench.try_all("what --fix wrote", [base, fixed])[1]
     words = "the device with the mended network and card"
     outcome = judge.judge(Asked("all", "fix", "fixed", words, answers))

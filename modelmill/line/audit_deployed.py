@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from modelmill import plugins
 from modelmill.audit import LeftOut, Option, Pipeline, Subject, noises, stages
 from modelmill.line.audit_measure import Asked, Judge, judge_all
 from modelmill.line.audit_report import Outcome, StageReport
@@ -49,7 +48,7 @@ def device_of(subject: Subject, card: Card | None, added: Sequence[str]) -> Pipe
 
 def _option(subject: Subject, text: str) -> Option:
     noise, _, name = text.partition("=")
-    offered = plugins_of(noise, subject)
+    offered = noises([noise])[0].options(subject)
     found = [o for o in offered if isinstance(o, Option) and o.name == name]
     if found:
         return found[0]
@@ -57,17 +56,6 @@ def _option(subject: Subject, text: str) -> Option:
     choices = ", ".join(o.name for o in offered if isinstance(o, Option))
     why = f": {left_out[0]}" if left_out else f". Choices: {choices or 'none'}"
     raise ValueError(f"--with {text}: noise {noise!r} has no option {name!r} here{why}")
-
-
-def plugins_of(noise: str, subject: Subject) -> Sequence[Option | LeftOut]:
-    """The options of a noise by its name.
-
-    Raises:
-        ValueError: no such noise (lists the choices).
-    """
-    if noise.endswith(".py"):
-        return list(plugins.load("modelmill.audit", noise).options(subject))
-    return list(noises([noise])[0].options(subject))
 
 
 def compare_stages(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modelmill import plugins
-from modelmill.audit import Answers, Option, Sweep
+from modelmill.audit import Answers, Noise, Option, Sweep
 from modelmill.line.audit_report import Outcome
 from modelmill.line.audit_work import Crew
 from modelmill.line.compare import draws, interval
@@ -40,9 +40,9 @@ class Asked:
     mistake: bool = False
 
 
-def of(stage: str, noise: str, option: Option, answers: Answers) -> Asked:
+def of(noise: Noise, option: Option, answers: Answers) -> Asked:
     """The answers of an option of a noise."""
-    return Asked(stage, noise, option.name, option.about, answers, option.mistake)
+    return Asked(noise.stage, noise.name, option.name, option.about, answers, option.mistake)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from modelmill.line.source import DataSource
 from modelmill.line.store import Json, Store, file_hash, key_of
 from modelmill.runtimes import DeploymentError, probe
 from modelmill.targets import load_target
-from modelmill.tasks import Dataset
+from modelmill.tasks import Card, Dataset
 
 USUAL = ("ort_cpu", "openvino_cpu", "tensorrt", "qnn")  # two engines of a PC, two families of chips
 PRECISION = "w8a8"
@@ -44,9 +44,9 @@ class Calibration:
         )
 
 
-def calibration(data: DataSource | None, dataset: Dataset, sweep: Sweep, seed: int) -> Calibration:
+def calibration(data: DataSource | None, dataset: Dataset, card: Card, seed: int) -> Calibration:
     """At most CALIBRATION pictures drawn by `seed`, of `data` or of those audited."""
-    pool = dataset if data is None else tasks.open_data(data, sweep.card)
+    pool = dataset if data is None else tasks.open_data(data, card)
     order = np.random.default_rng(seed).permutation(len(pool))[:CALIBRATION]
     return Calibration(data, tuple(sorted(int(i) for i in order)))
 

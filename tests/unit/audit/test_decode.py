@@ -10,7 +10,7 @@ import simplejpeg
 from PIL import Image
 
 from modelmill.audit.decode import LIBRARIES, PLUGIN, by_library, ffmpeg
-from modelmill.audit.pipeline import trained
+from modelmill.audit.pipeline import Pipeline
 from modelmill.tasks import DataError
 
 OPTIONS = {name: run for name, _, _, run in LIBRARIES}
@@ -97,4 +97,4 @@ def test_orientation_is_obeyed_where_the_card_asks_for_it(photo, card, encoded):
 def test_the_flipped_card(card, subject):
     found = {o.name: o for o in PLUGIN.options(subject(card(), turned=1))}
     assert found["exif-turned"].mistake
-    assert found["exif-turned"].change(trained(card())).card.input.exif
+    assert found["exif-turned"].change(Pipeline(card())).card.input.exif

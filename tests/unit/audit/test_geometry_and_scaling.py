@@ -5,7 +5,7 @@ import pytest
 
 from modelmill.audit import channel_order, crop, scaling
 from modelmill.audit.noise import Option
-from modelmill.audit.pipeline import trained
+from modelmill.audit.pipeline import Pipeline
 from modelmill.tasks.images import place, scaled
 
 LETTERBOX = {"method": "pillow-bilinear", "mode": "letterbox"}
@@ -13,7 +13,7 @@ LETTERBOX = {"method": "pillow-bilinear", "mode": "letterbox"}
 
 def applied(noise, held, subject):
     offered = [o for o in noise.PLUGIN.options(subject(held)) if isinstance(o, Option)]
-    return {o.name: o.change(trained(held)) for o in offered}
+    return {o.name: o.change(Pipeline(held)) for o in offered}
 
 
 def test_torchvision_truncates_and_rounds_half_to_even(card):

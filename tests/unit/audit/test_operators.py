@@ -7,7 +7,7 @@ import torch
 from modelmill import executor, ir
 from modelmill.audit import activation, pooling, upsample
 from modelmill.audit.noise import LeftOut, Option
-from modelmill.audit.pipeline import trained
+from modelmill.audit.pipeline import Pipeline
 
 X = np.random.default_rng(0).normal(0, 3, (1, 3, 8, 8)).astype(np.float32)
 
@@ -23,7 +23,7 @@ def rewritten(noise, graph, held, subject):
     found = {}
     for option in offered:
         if isinstance(option, Option):
-            (step,) = option.change(trained(held)).rewrites
+            (step,) = option.change(Pipeline(held)).rewrites
             found[option.name] = run(step.run(graph))
     return found, {o.name: o.why for o in offered if isinstance(o, LeftOut)}
 

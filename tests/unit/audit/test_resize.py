@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from modelmill.audit.noise import Option
-from modelmill.audit.pipeline import trained
+from modelmill.audit.pipeline import Pipeline
 from modelmill.audit.resize import PLUGIN, nv12_linear
 from modelmill.audit.sweep import _fit
 from modelmill.audit.yuv import Standard, from_nv12, to_nv12
@@ -40,7 +40,7 @@ def test_as_the_library_itself(photo, card, subject):
     assert names > set(METHODS) - {"pillow-bilinear"} and "pillow-bilinear" not in names
     for option in options:
         if option.name != "nv12-linear":
-            pipeline = option.change(trained(held))
+            pipeline = option.change(Pipeline(held))
             found = _fit(pipeline, pipeline.card.input, photo)
             assert np.array_equal(found, by_hand(option.name, photo)), option.name
 
@@ -57,7 +57,7 @@ def test_nv12_is_resized_by_opencv_plane_by_plane(photo):
 def test_grey_pictures(name, card, subject, smooth):
     held = card(color="GRAY", mean=[0.0], std=[1.0], resize=STRETCH)
     offered = {o.name: o for o in PLUGIN.options(subject(held))}
-    pipeline = offered[name].change(trained(held))
+    pipeline = offered[name].change(Pipeline(held))
     grey = smooth(40, 50)[..., 0]
     assert _fit(pipeline, held.input, grey).shape == SIZE
     assert "grey" in offered["nv12-linear"].why

@@ -14,13 +14,13 @@ from modelmill.audit import (
     LeftOut,
     Network,
     Option,
+    Pipeline,
     Reading,
     Step,
     Subject,
     Sweep,
     noises,
     stages,
-    trained,
 )
 from modelmill.audit.decode import by_library, pillow
 from modelmill.audit.sweep import Chunk
@@ -46,19 +46,19 @@ def asked(sweep, photos):
 
 
 def test_the_cards_pipeline_is_what_eval_scores(sweep):
-    run = sweep.run(trained(sweep.card))
+    run = sweep.run(Pipeline(sweep.card))
     expected = tasks.evaluate(sweep.task, run, sweep.dataset, sweep.card, 16, "x")
-    (found,) = sweep.answers(ALL, [trained(sweep.card)])
+    (found,) = sweep.answers(ALL, [Pipeline(sweep.card)])
     assert found.predictions == expected.predictions and expected.value == 1.0
     chunk = Chunk(sweep, tuple(ALL))
     images = [sweep.dataset.sample(i).image for i in ALL]
-    inputs = chunk.inputs(trained(sweep.card))
+    inputs = chunk.inputs(Pipeline(sweep.card))
     assert np.array_equal(inputs, Prepare(sweep.card.input).batch(images))
 
 
 def test_identity_options_change_nothing(sweep):
     """Each stage replaced by what the card does there, as a step of its own."""
-    base = trained(sweep.card)
+    base = Pipeline(sweep.card)
     bilinear = partial(card_resize, method="pillow-bilinear")
     same = [
         replace(base, decode=Step("same", partial(by_library, run=pillow, jpeg_only=True))),
@@ -74,7 +74,7 @@ def test_identity_options_change_nothing(sweep):
 
 
 def test_every_option_of_every_noise_runs_and_travels(sweep, asked):
-    base = trained(sweep.card)
+    base = Pipeline(sweep.card)
     seen = set()
     for noise in noises():
         for offer in noise.options(asked):
@@ -93,7 +93,7 @@ def test_every_option_of_every_noise_runs_and_travels(sweep, asked):
 
 
 def test_what_is_shared_is_what_it_would_be_alone(sweep, asked):
-    base = trained(sweep.card)
+    base = Pipeline(sweep.card)
     pipelines = [
         offer.change(base)
         for noise in noises()
@@ -107,7 +107,7 @@ def test_what_is_shared_is_what_it_would_be_alone(sweep, asked):
 
 
 def test_stages_add_up(sweep, asked):
-    base = trained(sweep.card)
+    base = Pipeline(sweep.card)
     device = base
     for noise in noises(["resize", "channel_order", "scaling"]):
         device = noise.options(asked)[0].change(device)
@@ -125,7 +125,7 @@ def test_a_picture_that_a_decoder_cannot_read(sweep):
     def some(data, name, spec):
         return no(data, name, spec) if name.endswith("04.jpg") else pillow(data, name, spec)
 
-    base = trained(sweep.card)
+    base = Pipeline(sweep.card)
     _, found = sweep.answers([3, 4, 5], [base, replace(base, decode=Step("some", some))])
     assert found.predictions[1] is None and found.predictions[0] is not None
     assert found.refused == ((4, "images/04.jpg: no"),) and found.change == 0.0
@@ -136,7 +136,7 @@ def test_sixteen_bits_are_torchs_kernels(sweep):
 
     from modelmill import executor, ir
 
-    base = trained(sweep.card)
+    base = Pipeline(sweep.card)
     chunk = Chunk(sweep, (0, 1))
     chunk.answer(base)
     half = replace(base, precision=replace(sweep.network, name="bfloat16"))
@@ -149,7 +149,7 @@ def test_sixteen_bits_are_torchs_kernels(sweep):
 
 
 def test_a_reading_is_part_of_what_is_done(sweep):
-    base = trained(sweep.card)
+    base = Pipeline(sweep.card)
     assert replace(base, reading=Reading("agnostic")) != base
     with pytest.raises(ValueError, match="unknown noise 'blur'"):
         noises(["blur"])

@@ -12,12 +12,18 @@ from PIL import Image
 from modelmill import ir, tasks
 from modelmill.audit import Answers
 from modelmill.line import audit_fix
-from modelmill.line.audit import audit_deployment
+from modelmill.line.audit import AuditOptions
+from modelmill.line.audit import audit_deployment as run_audit
 from modelmill.line.audit_measure import Asked, judge_for
 from modelmill.line.audit_work import spans
 from modelmill.records import Database
 from modelmill.tasks.classification import Ranking
 from modelmill.tasks.images import scaled
+
+
+def audit_deployment(model, data, **kept):
+    return run_audit(model, data, AuditOptions(**kept))
+
 
 QUICK = ("resize", "crop", "channel_order")
 
