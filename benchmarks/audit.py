@@ -1,4 +1,4 @@
-"""What does each noise cost? The audit of a classifier and of a detector, all noises, with intervals.
+"""What does each noise cost? Audits of a classifier and of a detector, all noises, with intervals.
 
     python benchmarks/audit.py [--workers 2] [--limit N] [--note WORDS] [--write]
 

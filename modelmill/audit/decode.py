@@ -128,6 +128,8 @@ LIBRARIES: tuple[tuple[str, str, str, Any], ...] = (
     ("opencv", "cv2", "OpenCV's imdecode", opencv),
     ("opencv-half", "cv2", "OpenCV decoding at half the size", partial(opencv, reduced=True)),
     ("pillow-draft", "PIL", "Pillow's draft mode: at 1/2, 1/4, 1/8 of the size", pillow_draft),
+    ("turbojpeg", "simplejpeg", "libjpeg-turbo by its own interface, accurate",
+     partial(simplejpeg, fast="")),
     ("turbojpeg-fast-dct", "simplejpeg", "libjpeg-turbo's fast DCT",
      partial(simplejpeg, fast="dct")),
     ("turbojpeg-fast-upsample", "simplejpeg", "libjpeg-turbo repeating half-size colour",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from modelmill import ir
 from modelmill.audit.decode import pillow
 from modelmill.audit.pipeline import HALVES, STAGES, Network, Pipeline
 from modelmill.audit.suppression import read
-from modelmill.runtimes import DeploymentError, SessionOptions, open_session
+from modelmill.runtimes import DeploymentError, RemoteSession, SessionOptions, open_session
 from modelmill.targets import load_target
 from modelmill.tasks import Card, DataError, Dataset, Task
 from modelmill.tasks.card import Size
@@ -72,7 +73,7 @@ class Sweep:
     batch: int
     whole: bool = False
     timeout_s: float = 300.0
-    _open: dict[Any, Any] = field(default_factory=dict)
+    _open: list[RemoteSession] = field(default_factory=list)
     _runs: dict[Any, Run] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
@@ -84,7 +85,7 @@ class Sweep:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for session in self._open.values():
+        for session in self._open:
             session.close()
 
     def answers(self, indices: Sequence[int], pipelines: Sequence[Pipeline]) -> list[Answers]:
@@ -145,12 +146,16 @@ class Sweep:
         if network.engine is None:
             return _in_executor(graph, network)
         path = network.path
-        if pipeline.rewrites:
-            path = self.folder / f"rewritten-{len(self._open)}.onnx"
+        if pipeline.rewrites:  # a name of this process's own: another one writes there as well
+            path = self.folder / f".rewritten-{os.getpid()}-{len(self._open)}.onnx"
             ir.save(graph, path)
         options = SessionOptions(threads=1, timeout_s=self.timeout_s, batch=self.batch)
-        session = open_session(network.engine, path, options)
-        self._open[pipeline.precision, pipeline.rewrites] = session
+        try:
+            session = open_session(network.engine, path, options)
+        finally:
+            if pipeline.rewrites:
+                path.unlink()
+        self._open.append(session)
         return lambda feeds: session.run(dict(feeds))
 
 

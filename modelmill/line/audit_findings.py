@@ -52,6 +52,8 @@ def cost(report: AuditReport, outcome: Outcome) -> str:
     unit = Unit(report.metric)
     if outcome.delta is None or outcome.low is None or outcome.high is None:
         return f"changes {100 * outcome.changed:.1f} % of the predictions"
+    if (outcome.delta, outcome.low, outcome.high) == (0.0, 0.0, 0.0):
+        return "costs nothing"
     lost = "loses" if outcome.delta <= 0 else "gains"
     span = f"[{unit.delta(outcome.low)}, {unit.delta(outcome.high)}]"
     return f"{lost} {unit.amount(abs(outcome.delta))} of {unit.label} {span}"

@@ -23,6 +23,7 @@ KINDS = {  # package of plug-ins -> the page that must name each of them
     "modelmill.targets": "docs/targets.md",
     "modelmill.runtimes": "docs/engines.md",
     "modelmill.quant": "docs/recipe.md",
+    "modelmill.audit": "docs/audit.md",
     "modelmill.tasks": "docs/card.md",
     "modelmill.tasks.decoders": "docs/card.md",
 }

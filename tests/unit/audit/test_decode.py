@@ -28,7 +28,8 @@ def by_hand(name: str, data: bytes) -> np.ndarray:
         image.draft("RGB", (24, 18))  # 121x90 in proportion, shorter side 18
         return np.asarray(image)
     if name.startswith("turbojpeg"):
-        dct, up = "dct" in name or name == "turbojpeg-fast", "dct" not in name
+        dct = name in ("turbojpeg-fast", "turbojpeg-fast-dct")
+        up = name in ("turbojpeg-fast", "turbojpeg-fast-upsample")
         return simplejpeg.decode_jpeg(data, fastdct=dct, fastupsample=up)
     frame = next(av.open(io.BytesIO(data), format="jpeg_pipe").decode(video=0))
     kind = av.video.reformatter.Interpolation

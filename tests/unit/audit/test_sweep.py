@@ -23,6 +23,7 @@ from modelmill.audit import (
     stages,
 )
 from modelmill.audit.decode import by_library, pillow
+from modelmill.audit.noise import missing
 from modelmill.audit.sweep import Chunk
 from modelmill.line.source import load_source
 from modelmill.tasks.images import Prepare, place, scaled
@@ -146,6 +147,12 @@ def test_sixteen_bits_are_torchs_kernels(sweep):
         y = module({"x": torch.from_numpy(chunk.inputs(base)).to(torch.bfloat16)})["y"]
     exact = sweep.run(base)({"x": chunk.inputs(base)})["y"]
     assert found.change == float(np.abs(y.float().numpy() - exact).max()) > 0
+
+
+def test_what_is_not_installed_is_named():
+    left = missing("no_such_library", "webp")
+    assert left.name == "webp" and "pip install 'modelmill[audit]'" in left.why
+    assert missing("numpy", "x") is None
 
 
 def test_a_reading_is_part_of_what_is_done(sweep):
