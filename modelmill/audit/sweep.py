@@ -22,7 +22,7 @@ from modelmill import ir
 from modelmill.audit.decode import pillow
 from modelmill.audit.pipeline import HALVES, STAGES, Network, Pipeline
 from modelmill.audit.suppression import read
-from modelmill.runtimes import DeploymentError, RemoteSession, SessionOptions, open_session
+from modelmill.runtimes import DeploymentError, SessionOptions, Worker
 from modelmill.targets import load_target
 from modelmill.tasks import Card, DataError, Dataset, Task
 from modelmill.tasks.card import Size
@@ -73,7 +73,8 @@ class Sweep:
     batch: int
     whole: bool = False
     timeout_s: float = 300.0
-    _open: list[RemoteSession] = field(default_factory=list)
+    _workers: dict[str, Worker] = field(default_factory=dict)
+    _opened_files: int = 0
     _runs: dict[Any, Run] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
@@ -85,8 +86,8 @@ class Sweep:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for session in self._open:
-            session.close()
+        for worker in self._workers.values():
+            worker.close()
 
     def answers(self, indices: Sequence[int], pipelines: Sequence[Pipeline]) -> list[Answers]:
         """What each pipeline says of the pictures at `indices`.
@@ -138,6 +139,12 @@ class Sweep:
             self._runs[key] = self._opened(pipeline)
         return self._runs[key]
 
+    def _worker(self, engine: str) -> Worker:
+        """One process per engine: to start one for each network costs more than to run it."""
+        if engine not in self._workers:
+            self._workers[engine] = Worker(engine, self.timeout_s)
+        return self._workers[engine]
+
     def _opened(self, pipeline: Pipeline) -> Run:
         network = pipeline.precision or self.network
         graph = ir.load(network.path)
@@ -147,15 +154,15 @@ class Sweep:
             return _in_executor(graph, network)
         path = network.path
         if pipeline.rewrites:  # a name of this process's own: another one writes there as well
-            path = self.folder / f".rewritten-{os.getpid()}-{len(self._open)}.onnx"
+            path = self.folder / f".rewritten-{os.getpid()}-{self._opened_files}.onnx"
             ir.save(graph, path)
         options = SessionOptions(threads=1, timeout_s=self.timeout_s, batch=self.batch)
         try:
-            session = open_session(network.engine, path, options)
+            session = self._worker(network.engine).open(path, options)
         finally:
             if pipeline.rewrites:
                 path.unlink()
-        self._open.append(session)
+        self._opened_files += 1
         return lambda feeds: session.run(dict(feeds))
 
 
