@@ -86,8 +86,14 @@ class Sweep:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the engines; what is asked for again is opened again."""
         for worker in self._workers.values():
             worker.close()
+        self._workers.clear()
+        self._runs.clear()
 
     def answers(self, indices: Sequence[int], pipelines: Sequence[Pipeline]) -> list[Answers]:
         """What each pipeline says of the pictures at `indices`.
@@ -112,6 +118,8 @@ class Sweep:
         except DataError:
             raise
         except (ValueError, DeploymentError) as error:
+            if isinstance(error, DeploymentError):  # it may have taken the engine's process along
+                self.close()
             return str(error).splitlines()[0]
         return ""
 

@@ -201,8 +201,11 @@ def _command(model: Model, data: DataSource, options: AuditOptions) -> audit_fin
     named = str(model) if isinstance(model, str | Path) else "MODEL"
     where = str(data) if isinstance(data, str | Path) else "DATA"
     card = options.deployed
-    device = str(card) if isinstance(card, str | Path) else "DEVICE.json" if card else None
-    return audit_findings.Asked(named, where, device, options.fix)
+    device = [] if card is None else ["--deployed", "DEVICE.json"]
+    if isinstance(card, str | Path):
+        device[1] = str(card)
+    device += [word for added in options.added for word in ("--with", added)]
+    return audit_findings.Asked(named, where, tuple(device), options.fix)
 
 
 def _store(out: Path, resume: bool) -> Store:

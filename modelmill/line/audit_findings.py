@@ -17,11 +17,13 @@ SLACK = 1e-9  # exactly the tolerance is allowed, whatever its last bit
 
 @dataclass(frozen=True)
 class Asked:
-    """The command again: model and data as they were named, the device's card, whether --fix."""
+    """The command again: model and data as they were named, what says how the device is, whether
+    --fix.
+    """
 
     model: str
     data: str
-    deployed: str | None
+    device: tuple[str, ...]
     fix: bool
 
     def command(self, *more: str) -> str:
@@ -101,8 +103,8 @@ def _device(report: AuditReport, asked: Asked) -> list[Finding]:
         f"numbers differ behind it{far}"
     )
     found = [Finding("bits part first", first.stage, why, "")]
-    mend = [] if asked.deployed is None else ["--deployed", asked.deployed]
-    fix = "" if asked.fix else f"{asked.command(*mend, '--fix')}, which mends what it can"
+    command = asked.command(*asked.device, "--fix")
+    fix = "" if asked.fix else f"{command}, which mends what it can"
     if worst is None:
         why = f"together they do not: the device {cost(report, report.device)}"
         return [*found, Finding("no stage costs accuracy", "", why, "")]

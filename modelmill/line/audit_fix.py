@@ -51,6 +51,9 @@ def inside(graph: ir.Graph, trained: Input, device: Input) -> ir.Graph:
     computes what it did on what `trained` makes of it.
     """
     made = ir.clone(graph)
+    fields = ("layout", "color", "scale", "mean", "std")
+    if all(getattr(device, field) == getattr(trained, field) for field in fields):
+        return made
     source = made.graph.inputs[0]
     consumers = list(source.uses())
     first = next(iter(made.graph))

@@ -337,3 +337,22 @@ def test_intervals_are_those_of_compare(photos):
 
 def test_pieces():
     assert [list(s) for s in spans(5, 2)] == [[0, 1], [2, 3], [4]]
+
+
+def test_a_device_that_only_decodes_otherwise_leaves_the_network_as_it_is(photos, tmp_path):
+    found = audit_deployment(
+        photos.model, photos.data, out=tmp_path / "o", added=("decode=ffmpeg",), fix=True
+    )
+    assert [s.stage for s in found.stages] == ["decode"] and found.fix.mended == ()
+    assert ir.fingerprint(ir.load(tmp_path / "o" / "fixed.onnx")) == found.model["fingerprint"]
+    again = [f.next for f in found.findings if "--fix" in f.next]
+    assert again == []  # it was asked for
+
+
+def test_advice_repeats_the_device(photos, device, tmp_path):
+    found = audit_deployment(
+        photos.model, photos.data, out=tmp_path / "o", deployed=device(color="BGR"),
+        added=("decode=opencv",),
+    )  # fmt: skip
+    (step,) = [f.next for f in found.findings if "--fix" in f.next]
+    assert "--deployed" in step and "--with decode=opencv --fix" in step
