@@ -19,7 +19,7 @@ Introduction to the Bootstrap", 1993, section 6.4).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb, sqrt
 from pathlib import Path
 from statistics import NormalDist
@@ -163,6 +163,7 @@ def paired_test(source: Source, reference: Score, candidate: Score, seed: int) -
         before = task.correct(reference.predictions, reference.truths)
         return mcnemar(before, task.correct(candidate.predictions, candidate.truths))
     metric = task.primary(card)
+    card = replace(card, metric=metric)  # no other is needed on the draws
     first = task.resampled(reference.predictions, reference.truths, card)
     second = task.resampled(candidate.predictions, candidate.truths, card)
     return bootstrap(lambda i: first(i)[metric], lambda i: second(i)[metric], reference.n, seed)
