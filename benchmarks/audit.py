@@ -70,7 +70,8 @@ def whole(model, images, options, out):
     text = "\n".join([
         f"## {report.model['name']}, {report.n} images, {unit.label} {unit.score(report.score)}",
         "", f"{len(report.outcomes)} options, {seconds:.0f} s, {cpu:.0f} s of CPU. Differences are "
-        f"option minus card{', in points' if unit.percent else ''}.", "", table(columns, rows), "", "Mistakes:", "",
+        f"option minus card{', in points' if unit.percent else ''}.", "",
+        table(columns, rows), "", "Mistakes:", "",
         table(("noise", "what", *columns[4:]), mistakes), "",
         "<details><summary>Every option</summary>", "",
         table(("noise", "option", *columns[4:]), options_of), "", "</details>", "",
@@ -120,7 +121,8 @@ def main():
                 goals.append(("worst of resize, decode, colour", " > ".join(order),
                               " > ".join(ORDER), passed(tuple(order) == ORDER)))  # fmt: skip
                 lowest = min(s.worst.delta for s in report.summaries)
-                both = (report.combined.outcome.delta, report.greedy.outcome.delta)
+                sets = (report.combined, report.greedy)
+                both = [t.outcome.delta for t in sets if t is not None] or [0.0]
                 goals.append(("together worst of all", f"{100 * min(both):.1f} points",
                               f"{100 * lowest:.1f} points alone",
                               passed(min(both) <= lowest)))  # fmt: skip

@@ -274,12 +274,16 @@ def _header(data: bytes) -> tuple[int, int]:
 def _offers(
     wanted: Sequence[Noise], subject: Subject, base: Pipeline, bench: Bench
 ) -> tuple[list[tuple[Noise, Option]], list[tuple[str, str, str]]]:
-    """The options that run, each tried on one picture, and (noise, option, why) of the others."""
+    """The options that run, and (noise, option, why) of the others. Those that change the network
+    are tried on one picture.
+    """
     offers = [(noise, offer) for noise in wanted for offer in noise.options(subject)]
     offered = [(noise, offer) for noise, offer in offers if isinstance(offer, Option)]
-    with bench.show.step("try every option on one picture", len(offered)):
-        failures = bench.failures([option.change(base) for _, option in offered])
-    tried = list(zip(offered, failures, strict=True))
+    changed = [option.change(base) for _, option in offered]
+    doubtful = [i for i, p in enumerate(changed) if p.rewrites or p.precision is not None]
+    with bench.show.step("try every network on one picture", len(doubtful)):
+        found = dict(zip(doubtful, bench.failures([changed[i] for i in doubtful]), strict=True))
+    tried = [(pair, found.get(i, "")) for i, pair in enumerate(offered)]
     left_out = [
         (n.name, offer.name, offer.why) for n, offer in offers if isinstance(offer, LeftOut)
     ]
