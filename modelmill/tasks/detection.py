@@ -56,20 +56,19 @@ def resample(
     params = evaluation.params
     params.areaRng, params.areaRngLbl = [[0, 1e10]], ["all"]
     params.maxDets = params.maxDets[-1:]
-    levels = {"ap50": [0.5], "ap75": [0.75], None: params.iouThrs, "ap": params.iouThrs}
-    params.iouThrs = np.array(levels[card.metric])
+    rows = {"ap50": [0], "ap": list(range(len(params.iouThrs))), "ap75": [5]}  # IoU thresholds
+    if card.metric is not None:
+        params.iouThrs = params.iouThrs[rows[card.metric]]
+        rows = {card.metric: list(range(len(params.iouThrs)))}
     with _silence, contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
     found = matched(evaluation.evalImgs, card.class_count, len(truths), params.maxDets[-1])
-    rows = {card.metric: [0]} if card.metric in ("ap50", "ap75") else {
-        "ap50": [0], "ap": list(range(len(params.iouThrs))), "ap75": [5]
-    }  # fmt: skip
 
     def score_draw(drawn: npt.NDArray[np.intp]) -> dict[str, float]:
         weights = np.bincount(drawn, minlength=len(truths))
         needed = {t for each in rows.values() for t in each}
         at = {t: found.precision(weights, t, params.recThrs) for t in needed}
-        return {str(k): float(np.mean([at[t] for t in each])) for k, each in rows.items()}
+        return {k: float(np.mean([at[t] for t in each])) for k, each in rows.items()}
 
     return score_draw
 
