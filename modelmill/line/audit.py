@@ -192,7 +192,7 @@ def audit_deployment(
     report = audit_findings.conclude(report, notes, _command(model, data, o))
     ir.write_whole(out / "audit.json", (json.dumps(report.to_json(), indent=1) + "\n").encode())
     ir.write_whole(out / "audit.html", audit_page.render(report).encode())
-    audit_filing.file_records(report, store, key_of(key), o.db, show)
+    audit_filing.file_records(report, store, key_of({**key, "device": repr(device)}), o.db, show)
     return report
 
 
