@@ -46,7 +46,7 @@ class Outcome:
     @property
     def harm(self) -> float:
         """What it costs: score lost, or without labels the share of changed predictions."""
-        return self.changed if self.delta is None else -self.delta
+        return self.changed if self.delta is None else 0.0 - self.delta
 
 
 @dataclass(frozen=True)

@@ -85,9 +85,7 @@ def greedy(
         asked = [Asked("all", "together", "greedy", "the worst case found", a) for a in found]
         outcomes = judge_all(judge, asked, bench.crew, SILENT)
         worst = max(range(len(tried)), key=lambda i: _cost(outcomes[i]))
-        if best is not None and _cost(outcomes[worst]) <= _cost(best):
-            continue
-        if best is None and outcomes[worst].harm <= 0:
+        if outcomes[worst].harm <= (0.0 if best is None else best.harm):
             continue
         best = outcomes[worst]
         candidate, pipeline = tried[worst]
