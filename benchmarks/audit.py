@@ -66,7 +66,7 @@ def whole(model, images, options, out):
     made = sorted((o for o in report.outcomes if o.mistake), key=lambda o: o.delta)
     mistakes = [(o.noise, o.about, *numbers(unit, o)) for o in made]
     options_of = [(o.noise, o.option, *numbers(unit, o)) for o in report.outcomes if not o.mistake]
-    left_out = [f"- {noise} {option}: {why}" for noise, option, why in report.left_out]
+    left_out = [f"- {' '.join(filter(None, name))}: {why}" for *name, why in report.left_out]
     text = "\n".join([
         f"## {report.model['name']}, {report.n} images, {unit.label} {unit.score(report.score)}",
         "", f"{len(report.outcomes)} options, {seconds:.0f} s, {cpu:.0f} s of CPU. Differences are "
