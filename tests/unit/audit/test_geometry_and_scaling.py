@@ -53,6 +53,9 @@ def test_colour_order(card, subject, smooth):
     fed = scaled(photo, found.card.input)
     spec = card().input
     assert np.array_equal(fed, scaled(photo[..., ::-1], spec))
+    along = applied(channel_order, card(), subject)["bgr-scaled"]
+    right = scaled(photo, spec)
+    assert np.array_equal(scaled(photo, along.card.input), right[:, ::-1])
     grey = card(color="GRAY", mean=[0.0], std=[1.0])
     (only,) = channel_order.PLUGIN.options(subject(grey))
     assert "grey" in only.why
