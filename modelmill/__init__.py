@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from modelmill.line.audit import audit_deployment
     from modelmill.line.bench import bench
     from modelmill.line.check import check
     from modelmill.line.compare import compare
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "audit_deployment",
     "bench",
     "build",
     "check",
@@ -36,7 +38,7 @@ __all__ = [
     "quantize",
 ]
 
-_MODULES = {name: name for name in __all__} | {"build": "entry"}
+_MODULES = {name: name for name in __all__} | {"audit_deployment": "audit", "build": "entry"}
 
 
 def __getattr__(name: str) -> Any:

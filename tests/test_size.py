@@ -4,11 +4,14 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "modelmill"
-PACKAGE_LINES = 46_000  # file formats: docs/design/005; below 8 bits: 006; latencies: 007
+PACKAGE_LINES = 49_000  # formats: docs/design/005; below 8 bits: 006; latencies: 007; audit: 008
 FILE_LINES = 600
 FUNCTION_LINES = 60
 # A straight-line entry, read from top to bottom; and a line or two for every option of a build.
-LONGER = {"line/run.py": 120, "line/entry.py": 70, "cli/build.py": 70}
+LONGER = {
+    "line/run.py": 120, "line/audit.py": 100, "line/entry.py": 70, "cli/build.py": 70,
+    "cli/audit.py": 70,
+}  # fmt: skip
 
 
 def test_package() -> None:

@@ -67,6 +67,8 @@ EXTRAS = {
     "safetensors": "torch",
     "onnxscript": "torch",
     "cv2": "detection",
+    "av": "audit",
+    "simplejpeg": "audit",
     "pycocotools": "detection",
     "scipy": "latency",
     "sklearn": "demo",

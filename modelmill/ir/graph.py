@@ -317,6 +317,11 @@ def set_attribute(node: Node, name: str, content: Any) -> None:
         node.attributes.add(onnx_ir.convenience.convert_attribute(name, content))
 
 
+def set_shape(value: Value, dims: Sequence[int | str | None]) -> None:
+    """Say that a value has this shape; a dimension is a number, a symbol or None."""
+    value.shape = onnx_ir.Shape(dims)
+
+
 def redirect(graph: Graph, old: Value, new: Value) -> bool:
     """Let every consumer of `old`, and the graph's output if it is one, use `new` instead.
 

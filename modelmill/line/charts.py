@@ -123,6 +123,27 @@ def differences(axis: Axis, limit: float, marks: Sequence[Mark]) -> str:
     return svg("; ".join(mark.title for mark in marks), ROW, drawn)
 
 
+def spread(
+    axis: Axis, limit: float | None, marks: Sequence[Mark], whisker: tuple[float, float] | None
+) -> str:
+    """One row: values against zero, a line over the interval of one of them, and a dashed line at a
+    limit. Values outside the axis are put on its edge.
+    """
+    middle = ROW / 2
+    drawn = [_line(0, middle, 100, middle, "grid"), _line(axis.at(0), 0, axis.at(0), ROW, "axis")]
+    if limit is not None:
+        drawn.append(_line(axis.at(limit), 0, axis.at(limit), ROW, "limit"))
+    if whisker is not None:
+        low, high = (axis.at(end) for end in whisker)
+        drawn.append(_line(low, middle, high, middle, "whisker deployed"))
+    drawn += [
+        f'<circle class="{mark.kind}" cx="{axis.at(mark.value):.2f}%" cy="{middle}" '
+        f'r="{mark.radius}"><title>{escape(mark.title)}</title></circle>'
+        for mark in marks
+    ]
+    return svg("; ".join(mark.title for mark in marks), ROW, drawn)
+
+
 def durations(axis: Axis, samples: np.ndarray, marks: Sequence[Mark], kind: str) -> str:
     """One row: a pale bar from zero to the first mark, and how samples (N,) are spread around it.
 

@@ -18,8 +18,8 @@ Introduction to the Bootstrap", 1993, section 6.4).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import comb, sqrt
 from pathlib import Path
 from statistics import NormalDist
@@ -163,6 +163,7 @@ def paired_test(source: Source, reference: Score, candidate: Score, seed: int) -
         before = task.correct(reference.predictions, reference.truths)
         return mcnemar(before, task.correct(candidate.predictions, candidate.truths))
     metric = task.primary(card)
+    card = replace(card, metric=metric)  # no other is needed on the draws
     first = task.resampled(reference.predictions, reference.truths, card)
     second = task.resampled(candidate.predictions, candidate.truths, card)
     return bootstrap(lambda i: first(i)[metric], lambda i: second(i)[metric], reference.n, seed)
@@ -192,13 +193,24 @@ def bootstrap(
 
     A draw is an array of indices, n of them, with repetitions.
     """
-    draws = min(MOST_DRAWS, max(LEAST_DRAWS, IMAGES_DRAWN // n))
+    drawn = list(draws(n, seed))
+    return interval([reference(i) for i in drawn], [candidate(i) for i in drawn])
+
+
+def draws(n: int, seed: int) -> Iterator[np.ndarray]:
+    """All n images once, then as many draws as a bootstrap takes: arrays of n indices."""
     random = np.random.default_rng(seed)
-    difference = candidate(np.arange(n)) - reference(np.arange(n))
-    drawn = (random.integers(0, n, n) for _ in range(draws))
-    error = float(np.std([candidate(i) - reference(i) for i in drawn], ddof=1))
+    yield np.arange(n)
+    for _ in range(min(MOST_DRAWS, max(LEAST_DRAWS, IMAGES_DRAWN // n))):
+        yield random.integers(0, n, n)
+
+
+def interval(reference: Sequence[float], candidate: Sequence[float]) -> Paired:
+    """The paired bootstrap of a metric on all images (first) and on each draw (the rest)."""
+    difference, *others = (b - a for a, b in zip(reference, candidate, strict=True))
+    error = float(np.std(others, ddof=1))
     normal = NormalDist()
     reach = normal.inv_cdf(1 - ALPHA / 2) * error
     p = 2 * normal.cdf(-abs(difference) / error) if error > 0 else float(difference == 0)
     low, high = difference - reach, difference + reach
-    return Paired(f"paired bootstrap, {draws} draws", difference, low, high, p)
+    return Paired(f"paired bootstrap, {len(others)} draws", difference, low, high, p)

@@ -10,6 +10,7 @@ pictures.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,8 @@ def likeness(task: Task, card: Card, found: Sequence[Any], answers: Sequence[Any
         return None
     truths = [task.as_truth(answer, card) for answer in answers]
     try:
-        scored = task.resampled(found, truths, card)(np.arange(len(truths)))
+        headline = replace(card, metric=task.metrics[0])
+        scored = task.resampled(found, truths, headline)(np.arange(len(truths)))
         return float(scored[task.metrics[0]])
     except DataError:  # not one box is sure
         return None

@@ -23,6 +23,8 @@ PACKAGES = (
         "pip install 'modelmill[detection]'",
     ),
     ("pycocotools", ("pycocotools",), "scoring detection", "pip install 'modelmill[detection]'"),
+    ("av", ("av",), "audit with FFmpeg", "pip install 'modelmill[audit]'"),
+    ("simplejpeg", ("simplejpeg",), "audit with libjpeg-turbo", "pip install 'modelmill[audit]'"),
     ("sklearn", ("scikit-learn",), "modelmill demo", "pip install 'modelmill[demo]'"),
 )
 ESSENTIAL = "torch"

@@ -44,6 +44,11 @@ def as_truth(prediction: Ranking, card: Card) -> int:
     return prediction.classes[0] if prediction.classes else -1
 
 
+def changed(a: Ranking, b: Ranking) -> tuple[int, int]:
+    """(1, 1) where the first class is another, else (0, 1)."""
+    return int(a.classes[:1] != b.classes[:1]), 1
+
+
 def example(seed: int) -> tuple[Card, list[int]]:
     scaled = Input("NCHW", (8, 8), "RGB", None, 1 / 255, (0.0,) * 3, (1.0,) * 3)
     card = Card("classification", scaled, Output("argmax"), 7)
@@ -60,4 +65,5 @@ PLUGIN = Task(
     example=example,
     correct=correct,
     as_truth=as_truth,
+    changed=changed,
 )

@@ -53,7 +53,8 @@ class Sample:
 class Dataset:
     """Pictures that are read one by one.
 
-    `where` is for messages; `size`, if given, is the one that every picture must have.
+    `where` is for messages; `size`, if given, is the one that every picture must have. `encoded`
+    gives the bytes of a picture's file; None where pictures are no files.
     """
 
     where: str
@@ -62,6 +63,7 @@ class Dataset:
     content: Callable[[], str]
     labelled: bool
     size: Size | None = None
+    encoded: Callable[[int], bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,6 +97,7 @@ class Dataset:
             text = f"{self.content()} {','.join(map(str, chosen))}"
             return hashlib.sha256(text.encode()).hexdigest()
 
+        encoded = self.encoded
         return Dataset(
             self.where,
             tuple(self.ids[i] for i in chosen),
@@ -102,6 +105,7 @@ class Dataset:
             functools.cache(content),
             self.labelled,
             self.size,
+            None if encoded is None else lambda i: encoded(chosen[i]),
         )
 
 
@@ -272,6 +276,7 @@ def _dataset(
         functools.cache(lambda: files.content((*paths, *tables))),
         rows[0][1] is not None,
         size,
+        lambda i: files.read(rows[i][0]),
     )
 
 

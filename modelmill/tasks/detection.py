@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from modelmill.tasks.boxes import Boxes, Objects, objects
+from modelmill.tasks.average_precision import matched
+from modelmill.tasks.boxes import Boxes, Objects, iou, objects
 from modelmill.tasks.card import Card, Input, Output
 from modelmill.tasks.images import DataError
 from modelmill.tasks.task import Task
 
 SURE = 0.25  # score from which a found box counts as said to be there
+PARTNERS = 0.5  # IoU from which two boxes are taken for one
 
 # pycocotools prints; standard output belongs to the process, so one score at a time redirects it.
 _silence = threading.Lock()
@@ -45,28 +47,28 @@ def score(predictions: Sequence[Boxes], truths: Sequence[Objects], card: Card) -
 def resample(
     predictions: Sequence[Boxes], truths: Sequence[Objects], card: Card
 ) -> Callable[[npt.NDArray[np.intp]], dict[str, float]]:
-    """Scores of draws of the pictures (indices with repetition); boxes are matched only once.
+    """Scores of draws of the pictures (indices with repetition); boxes are matched only once. Of
+    the card's metric alone where it names one, else of all.
 
     A draw without any object scores 0. Raises as `score` does.
     """
     evaluation = _evaluation(predictions, truths, card)
-    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-    evaluation.params.maxDets = evaluation.params.maxDets[-1:]
+    params = evaluation.params
+    params.areaRng, params.areaRngLbl = [[0, 1e10]], ["all"]
+    params.maxDets = params.maxDets[-1:]
+    rows = {"ap50": [0], "ap": list(range(len(params.iouThrs))), "ap75": [5]}  # IoU thresholds
+    if card.metric is not None:
+        params.iouThrs = params.iouThrs[rows[card.metric]]
+        rows = {card.metric: list(range(len(params.iouThrs)))}
     with _silence, contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
-    flat: npt.NDArray[Any] = np.empty(len(evaluation.evalImgs), object)
-    flat[:] = evaluation.evalImgs
-    matched = flat.reshape(-1, len(truths))  # dicts: class, picture
+    found = matched(evaluation.evalImgs, card.class_count, len(truths), params.maxDets[-1])
 
     def score_draw(drawn: npt.NDArray[np.intp]) -> dict[str, float]:
-        ids = (np.asarray(drawn) + 1).tolist()
-        evaluation.params.imgIds = evaluation._paramsEval.imgIds = ids
-        evaluation.evalImgs = matched[:, drawn].ravel().tolist()
-        with _silence, contextlib.redirect_stdout(io.StringIO()):
-            evaluation.accumulate()
-        precision = evaluation.eval["precision"]  # (IoU, recall, class, area, boxes); -1: no object
-        rows = {"ap50": precision[0], "ap": precision, "ap75": precision[5]}
-        return {k: float(p[p > -1].mean()) if (p > -1).any() else 0.0 for k, p in rows.items()}
+        weights = np.bincount(drawn, minlength=len(truths))
+        needed = {t for each in rows.values() for t in each}
+        at = {t: found.precision(weights, t, params.recThrs) for t in needed}
+        return {k: float(np.mean([at[t] for t in each])) for k, each in rows.items()}
 
     return score_draw
 
@@ -144,6 +146,23 @@ def as_truth(prediction: Boxes, card: Card) -> Objects:
     return objects(prediction.boxes_xyxy[sure], prediction.classes[sure])
 
 
+def changed(a: Boxes, b: Boxes) -> tuple[int, int]:
+    """How many boxes of at least SURE, of both, have no partner on the other side, and how many
+    there are: partners are of one class and overlap with an IoU of at least PARTNERS.
+    """
+    one, other = a.scores >= SURE, b.scores >= SURE
+    overlap = iou(a.boxes_xyxy[one], b.boxes_xyxy[other])
+    overlap[a.classes[one][:, None] != b.classes[other][None, :]] = 0.0
+    pairs = 0
+    for row in range(len(overlap)):
+        best = int(overlap[row].argmax()) if overlap.shape[1] else 0
+        if overlap.shape[1] and overlap[row, best] >= PARTNERS:
+            overlap[:, best] = 0.0  # a box has one partner
+            pairs += 1
+    total = int(one.sum()) + int(other.sum())
+    return total - 2 * pairs, total
+
+
 def example(seed: int) -> tuple[Card, list[Objects]]:
     rng = np.random.default_rng(seed)
     scaled = Input("NCHW", (64, 96), "RGB", None, 1 / 255, (0.0,) * 3, (1.0,) * 3)
@@ -166,4 +185,5 @@ PLUGIN = Task(
     example=example,
     as_truth=as_truth,
     resample=resample,
+    changed=changed,
 )

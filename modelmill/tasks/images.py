@@ -21,6 +21,7 @@ from modelmill.tasks.card import Card, Input, Size
 
 Picture = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 Floats = npt.NDArray[np.float32]
+Pixels = npt.NDArray[Any]  # levels 0 to 255, bytes unless a resize left fractions
 
 _PILLOW = {method.name.lower(): method for method in Image.Resampling}
 _OPENCV = {
@@ -180,20 +181,7 @@ class Prepare:
         Raises:
             DataError: not uint8 RGB, or of the wrong size where the card names no resize.
         """
-        spec = self.input
-        pixels = np.stack([self._fit(image) for image in images])
-        if spec.color == "BGR":
-            pixels = pixels[..., ::-1]
-        if spec.layout == "NCHW":
-            pixels = pixels.transpose(0, 3, 1, 2)
-        shape = (-1, 1, 1) if spec.layout == "NCHW" else (-1,)
-        # Copied once, then arithmetic in place: 5 times faster than on a strided view.
-        x = np.empty(pixels.shape, np.float32)
-        x[...] = pixels
-        x *= np.float32(spec.scale)
-        x -= np.array(spec.mean, np.float32).reshape(shape)
-        x /= np.array(spec.std, np.float32).reshape(shape)
-        return x
+        return scaled(np.stack([self._fit(image) for image in images]), self.input)
 
     def _fit(self, image: Picture) -> Picture:
         """One picture grey if asked, resized, cropped or bordered: (H, W, channels) uint8."""
@@ -204,12 +192,14 @@ class Prepare:
                 f"{image.shape}"
             )
         if spec.color == "GRAY":
-            image = _grey(image, by_opencv(spec))
+            image = grey(image, by_opencv(spec))
         size = (image.shape[0], image.shape[1])
         if spec.resize is None:
             _check_size(size, spec.size)
         else:
-            image = _placed(image, place(spec, size), spec)
+            placement = place(spec, size)
+            resized = resize(image, placement.resized, spec.resize.method)
+            image = placed(resized, placement, spec)
         return image if image.ndim == 3 else image[:, :, None]
 
 
@@ -234,20 +224,40 @@ def _check_size(size: Size, wanted: Size) -> None:
         )
 
 
-def _placed(image: Picture, placement: Placement, spec: Input) -> Picture:
+def placed(resized: Pixels, placement: Placement, spec: Input) -> Pixels:
+    """A resized picture (h, w) or (h, w, c) cropped or bordered to the input's size; the card must
+    name a resize, whose `fill` is the border.
+    """
     assert spec.resize is not None
-    resized = resize(image, placement.resized, spec.resize.method)
     (rows, columns), (top, left) = spec.size, placement.offset
     cropped = resized[max(-top, 0) :, max(-left, 0) :][:rows, :columns]
     if cropped.shape[:2] == spec.size:
         return cropped
-    out = np.full((rows, columns, *image.shape[2:]), spec.resize.fill, np.uint8)
+    out = np.full((rows, columns, *resized.shape[2:]), spec.resize.fill, resized.dtype)
     top, left = max(top, 0), max(left, 0)
     out[top : top + cropped.shape[0], left : left + cropped.shape[1]] = cropped
     return out
 
 
-def _grey(image: Picture, opencvs: bool) -> Picture:
+def scaled(pixels: npt.NDArray[Any], spec: Input) -> Floats:
+    """Levels 0 to 255 (n, H, W, c) in RGB or grey -> float32 in the input's colour order and
+    layout: (level * scale - mean) / std.
+    """
+    if spec.color == "BGR":
+        pixels = pixels[..., ::-1]
+    if spec.layout == "NCHW":
+        pixels = pixels.transpose(0, 3, 1, 2)
+    shape = (-1, 1, 1) if spec.layout == "NCHW" else (-1,)
+    # Copied once, then arithmetic in place: 5 times faster than on a strided view.
+    x = np.empty(pixels.shape, np.float32)
+    x[...] = pixels
+    x *= np.float32(spec.scale)
+    x -= np.array(spec.mean, np.float32).reshape(shape)
+    x /= np.array(spec.std, np.float32).reshape(shape)
+    return x
+
+
+def grey(image: Picture, opencvs: bool) -> Picture:
     """Luma of ITU-R BT.601 as the named library rounds it; the two differ by at most one level."""
     if opencvs:
         cv2 = opencv()

@@ -78,6 +78,8 @@ class Task:
     decode      (outputs, card, sizes) -> predictions; by default the card's decoder
     as_truth    (prediction, card) -> the truth it would be if it were right, which scores one model
                 against another; None where an answer cannot be a truth
+    changed     (prediction, prediction) of one picture -> how many statements are in one of them
+                only, of how many in both: the class, or the boxes that are sure
     resample    (predictions, truths, card) -> a function (indices with repetition) -> {metric:
                 value} that scores draws of the pictures faster than `score` would; None: `score`
     """
@@ -93,6 +95,7 @@ class Task:
     decode: Decoder = decode
     as_truth: Callable[[Any, Card], Any] | None = None
     resample: Callable[[Sequence[Any], Sequence[Any], Card], Resampled] | None = None
+    changed: Callable[[Any, Any], tuple[int, int]] | None = None
 
     def resampled(self, predictions: Sequence[Any], truths: Sequence[Any], card: Card) -> Resampled:
         """Scores of draws of the pictures, as a bootstrap needs them."""

@@ -23,6 +23,7 @@ KINDS = {  # package of plug-ins -> the page that must name each of them
     "modelmill.targets": "docs/targets.md",
     "modelmill.runtimes": "docs/engines.md",
     "modelmill.quant": "docs/recipe.md",
+    "modelmill.audit": "docs/audit.md",
     "modelmill.tasks": "docs/card.md",
     "modelmill.tasks.decoders": "docs/card.md",
 }
@@ -79,7 +80,7 @@ def test_options_of_commands_exist():
             known |= {option for parameter in one.params for option in parameter.opts}
     for path in PAGES:
         if path.parent.name != "benchmarks":
-            for option in re.findall(r"`(--[a-z][a-z-]*)", path.read_text(encoding="utf-8")):
+            for option in re.findall(r"`(--[a-z][a-z0-9-]*)", path.read_text(encoding="utf-8")):
                 assert option in known, f"{path.name}: {option}"
 
 

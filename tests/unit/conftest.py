@@ -93,6 +93,83 @@ def tiny(make_tiny: Callable[..., Tiny], tmp_path_factory: pytest.TempPathFactor
     return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
+COLOURED = """g (float[N,3,16,16] x) => (float[N,5] y) {
+  c1 = Conv<kernel_shape=[3,3]>(x, w1, b1)
+  r1 = Relu(c1)
+  p1 = MaxPool<kernel_shape=[3,3], strides=[2,2]>(r1)
+  u1 = Resize<mode="nearest", coordinate_transformation_mode="asymmetric",
+              nearest_mode="floor">(p1, , twice)
+  c2 = Conv<kernel_shape=[3,3]>(u1, w2, b2)
+  r2 = Sigmoid(c2)
+  p = GlobalAveragePool(r2)
+  f = Flatten(p)
+  y = Gemm<transB=1>(f, w3, b3)
+}"""
+
+
+@dataclass(frozen=True)
+class Photos:
+    """A colour classifier whose own answers are the labels, and JPEG files to ask it about."""
+
+    model: str
+    card: Path
+    data: str
+    unlabelled: str
+
+
+@pytest.fixture(scope="session")
+def photos(
+    proto_from_text: Callable[..., onnx.ModelProto], tmp_path_factory: pytest.TempPathFactory
+) -> Photos:
+    """40 photographs in small, at 85 % quality with half-size colour."""
+    from PIL import Image
+
+    from modelmill import tasks
+
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    (folder / "data" / "images").mkdir(parents=True)
+    for i in range(40):
+        coarse = rng.integers(0, 256, (7, 9, 3)).astype(np.uint8)
+        image = Image.fromarray(coarse).resize((61, 46 + i % 3), Image.Resampling.BICUBIC)
+        image.save(folder / "data" / "images" / f"{i:02}.jpg", quality=85)
+    card = {
+        "task": "classification",
+        "input": {
+            "layout": "NCHW", "size": [16, 16], "color": "RGB",
+            "resize": {"method": "pillow-bilinear", "mode": "shorter-side", "to": 18,
+                       "crop": "center"},
+            "scale": 1 / 255, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+        },
+        "output": {"decode": "argmax"},
+        "classes": 5,
+    }  # fmt: skip
+    (folder / "coloured.json").write_text(json.dumps(card))
+    weights = {
+        "w1": rng.normal(0, 0.6, (6, 3, 3, 3)), "b1": rng.normal(0, 0.5, 6),
+        "w2": rng.normal(0, 0.4, (8, 6, 3, 3)), "b2": rng.normal(0, 0.5, 8),
+        "w3": rng.normal(0, 4, (5, 8)), "b3": np.zeros(5), "twice": np.array([1, 1, 2, 2]),
+    }  # fmt: skip
+    weights = {name: array.astype(np.float32) for name, array in weights.items()}
+    held = tasks.card_from_json(card)
+    dataset = tasks.open_data(folder / "data", held)
+    x = tasks.prepare(held).batch([dataset.sample(i).image for i in range(40)])
+
+    def answers() -> np.ndarray:
+        proto = proto_from_text(COLOURED, 17, **weights)
+        onnx.save(proto, folder / "coloured.onnx")
+        return np.asarray(onnx.reference.ReferenceEvaluator(proto).run(None, {"x": x})[0])
+
+    weights["b3"] = -np.median(answers(), axis=0)  # every class wins somewhere
+    labels = answers().argmax(1)
+    rows = "".join(f"{i:02}.jpg,{label}\n" for i, label in enumerate(labels))
+    (folder / "data" / "labels.csv").write_text(f"file,class_index\n{rows}")
+    shutil.copytree(folder / "data" / "images", folder / "bare" / "images")
+    return Photos(
+        str(folder / "coloured.onnx"), folder / "coloured.json", str(folder / "data"),
+        str(folder / "bare"),
+    )  # fmt: skip
+
+
 USER = "postgres"  # of the database; the server itself refuses to run as root
 
 

@@ -13,7 +13,7 @@ from modelmill import tasks
 def test_every_command_has_its_function():
     from modelmill.cli.main import main
 
-    named = {"eval": "evaluate", "targets": "describe"}
+    named = {"audit": "audit_deployment", "eval": "evaluate", "targets": "describe"}
     others = {"demo", "latency", "serve"}  # a show, functions of parts, a server
     commands = {named.get(name, name) for name in main.list_commands(None)} - others
     assert commands | {"quantize"} == set(modelmill.__all__)

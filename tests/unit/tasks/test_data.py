@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from modelmill.tasks import DataError, batches, objects, open_data, prepare, split
+from modelmill.tasks import DataError, batches, load_card, objects, open_data, prepare, split
 
 
 def _zip(folder: Path, target: Path, prefix: str = "") -> Path:
@@ -663,3 +663,12 @@ def test_any_bytes_are_data_or_a_data_error(tmp_path_factory, content, suffix):
             open_data(path, Card("classification", spec, Output("argmax"), 2)).sample(0)
         except DataError as error:
             assert path.name in str(error)
+
+
+def test_the_bytes_of_a_file_are_there(photos):
+    card = load_card(photos.card)
+    data = open_data(photos.data, card)
+    for held, i in ((data, 7), (data.subset([3, 7]), 1)):
+        assert held.encoded(i) == (Path(photos.data) / "images" / "07.jpg").read_bytes()
+    pixels = [np.zeros((16, 16, 3), np.uint8)]
+    assert open_data(pixels, card).encoded is None

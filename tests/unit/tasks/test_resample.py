@@ -1,5 +1,7 @@
 """Scores of draws: fast, and equal to scoring the drawn pictures."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -44,3 +46,23 @@ def test_no_object_at_all():
     bare = [t for t in truths if len(t.classes) == 0]
     with pytest.raises(DataError, match="undefined"):
         task.resampled([task.ideal(t, card) for t in bare], bare, card)
+
+
+@pytest.mark.parametrize("metric", ["ap50", "ap", "ap75"])
+def test_the_cards_metric_alone(metric):
+    """Many boxes, equal scores among them, crowds: a draw scores as pycocotools scores it."""
+    task = plugins.load("modelmill.tasks", "detection")
+    card, truths = task.example(1)
+    rng = np.random.default_rng(0)
+    predictions = []
+    for truth in truths:
+        boxes = truth.boxes_xyxy.repeat(3, axis=0)
+        scores = np.sort(rng.integers(0, 9, len(boxes)) / 10)[::-1]
+        noisy = boxes + rng.normal(0, 2, boxes.shape)
+        predictions.append(Boxes(noisy, scores, rng.integers(0, 5, len(boxes))))
+    card = dataclasses.replace(card, metric=metric)
+    score = task.resampled(predictions, truths, card)
+    for drawn in [np.arange(len(truths)), *(rng.permutation(len(truths))[:5] for _ in range(4))]:
+        drawn = np.sort(drawn)  # equal scores keep the order of the pictures
+        held = [predictions[i] for i in drawn], [truths[i] for i in drawn]
+        assert score(drawn) == pytest.approx({metric: task.score(*held, card)[metric]}, abs=1e-12)
