@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "modelmill"
-PACKAGE_LINES = 49_000  # formats: docs/design/005; below 8 bits: 006; latencies: 007; audit: 008
+PACKAGE_LINES = 50_000  # formats: docs/design/005; below 8 bits: 006; latencies: 007; audit: 008
 FILE_LINES = 600
 FUNCTION_LINES = 60
 # A straight-line entry, read from top to bottom; and a line or two for every option of a build.
