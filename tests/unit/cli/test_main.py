@@ -23,6 +23,7 @@ def example_of(run, *command):
 
 def test_the_commands_are_the_files_with_a_plugin(run):
     assert COMMANDS == [
+        "audit",
         "bench",
         "build",
         "check",

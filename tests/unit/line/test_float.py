@@ -107,7 +107,7 @@ def test_the_manifest_goes_straight_to_float(floated, tmp_path):
     report = build(options_from(floated[2] / "manifest.json", tmp_path / "again"))
     found = report.deployments[0]
     assert found.precision == "float" and [a.name for a in found.attempts] == ["float"]
-    (why,) = [f.why for f in report.findings if f.what == "float is the fastest here"]
+    (why,) = [f.why for f in report.findings if f.what == "the float model is deployed"]
     assert "an earlier build" in why
 
 
