@@ -10,7 +10,7 @@ from modelmill.line.audit_findings import EXCEEDED, cost
 from modelmill.line.audit_report import AuditReport, Outcome
 from modelmill.line.charts import Axis, Mark
 from modelmill.line.figures import Unit
-from modelmill.line.page import TEMPLATES, Chart, Row, next_step
+from modelmill.line.page import Chart, Row, next_step, templates_for
 from modelmill.line.report import Finding
 
 LOUD = (EXCEEDED, "this stage costs the accuracy", "not to be fixed from here")
@@ -27,28 +27,21 @@ class Group:
 
 def render(report: AuditReport) -> str:
     """The page as HTML."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     unit = Unit(report.metric)
-    environment.filters.update(score=unit.score, delta=unit.delta)
-    environment.filters["markup"] = jinja2.filters.do_mark_safe  # only for text made by `charts`
-    return environment.get_template("audit.html").render(
-        report=report,
-        unit=unit,
-        headline=headline(report),
-        groups=groups(report.outcomes),
-        together=[t for t in (report.combined, report.greedy) if t is not None],
-        noises=_chart(report, [o for o in report.outcomes if not o.mistake], report.tolerance),
-        mistakes=_chart(report, [o for o in report.outcomes if o.mistake], None),
-        findings=[(f, _tone(f), *next_step(f.next)) for f in report.findings],
-        cost=lambda outcome: cost(report, outcome),
+    return (
+        templates_for(unit)
+        .get_template("audit.html")
+        .render(
+            report=report,
+            unit=unit,
+            headline=headline(report),
+            groups=groups(report.outcomes),
+            together=[t for t in (report.combined, report.greedy) if t is not None],
+            noises=_chart(report, [o for o in report.outcomes if not o.mistake], report.tolerance),
+            mistakes=_chart(report, [o for o in report.outcomes if o.mistake], None),
+            findings=[(f, _tone(f), *next_step(f.next)) for f in report.findings],
+            cost=lambda outcome: cost(report, outcome),
+        )
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +29,9 @@ from modelmill.line.page_precision import Searched, searched
 from modelmill.line.page_reconstruct import Learned, learned
 from modelmill.line.report import Deployment, Finding, Report
 from modelmill.line.store import Json, Store
+
+if TYPE_CHECKING:
+    import jinja2
 from modelmill.records.machine import has_vnni
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -49,34 +53,23 @@ def render(report: Report, store: Store, logs: Mapping[str, Json]) -> str:
         store: the folder that holds its details and its manifest.
         logs: per target what quantization logged: `layers` and `verdicts`.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     unit = Unit(report.metric)
-    environment.filters.update(
-        score=unit.score,
-        delta=unit.delta,
+    templates = templates_for(unit)
+    templates.filters.update(
         ms=figures.ms,
         si=figures.si,
         size=figures.size,
         times=figures.times,
         metric=figures.metric,
     )
-    environment.filters.update(share=_share, capitalize_first=_capitalized)
-    environment.filters["markup"] = jinja2.filters.do_mark_safe  # only for text made by `charts`
+    templates.filters.update(share=_share, capitalize_first=_capitalized)
     # Beside a failed deployment may lie the details of an earlier build that did not fail.
     details = {
         d.target: _held(store, f"details/{d.target}.json") if d.failed is None else {}
         for d in report.deployments
     }
     manifest = _held(store, "manifest.json")
-    return environment.get_template("report.html").render(
+    return templates.get_template("report.html").render(
         report=report,
         unit=unit,
         headline=headline(report, unit),
@@ -95,6 +88,22 @@ def render(report: Report, store: Store, logs: Mapping[str, Json]) -> str:
         cross=matrix(report.cross_agreement),
         version=manifest.get("versions", {}).get("modelmill", ""),
     )
+
+
+def templates_for(unit: Unit) -> jinja2.Environment:
+    """The templates, and what all pages write alike: scores in their unit, and drawn charts."""
+    import jinja2
+
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters.update(score=unit.score, delta=unit.delta)
+    found.filters["markup"] = jinja2.filters.do_mark_safe  # only for text made by `charts`
+    return found
 
 
 # Words and numbers

@@ -102,10 +102,10 @@ class OvSession:
     def executed(self) -> list[ExecutedOp]:
         compiled = _compile(self._path, self._options, profile=True)
         request, zeros = compiled.create_infer_request(), [self._zeros(i) for i in compiled.inputs]
-        counts = _WARM, _WARM + PROFILED
-        before, after = (_spent_us(request, zeros, n) for n in (counts[0], PROFILED))
+        before = _spent_us(request, zeros, _WARM)
+        after = _spent_us(request, zeros, PROFILED)
         us = {
-            name: max(counts[1] * mean - counts[0] * before.get(name, mean), 0.0) / PROFILED
+            name: max((_WARM + PROFILED) * mean - _WARM * before.get(name, mean), 0.0) / PROFILED
             for name, mean in after.items()
         }
         ops = [_executed_op(node) for node in compiled.get_runtime_model().get_ordered_ops()]
