@@ -4,22 +4,26 @@ One worker per engine loads a small reference model once and the models in turn,
 processor. Blocks of the model and of the reference take turns. Two things show that somebody else
 was at work, and neither looks at the model's own times, so that what is left is not made to agree:
 
-- the reference is slower or faster in the blocks before and after than its own running median: the
-  block counts only where no calmer ones are to be had;
+- a probe, a fixed piece of work, follows each inference. It takes longer while somebody else is on
+  the processor's other hardware thread or in its caches, on a rented machine most of the time and
+  a few milliseconds at a time. An inference counts if its probe is near the quickest of this model,
+  and no block begins before the probe after the reference is near the quickest ever seen there;
 - the worker had a processor for a smaller part of an inference than `Pace.share`: it was
   interrupted. Such an inference does not count. Where most of them are, the processor time of each
   stands in for its time, and the measurement says so: `clock` is "cpu" in its facts. This needs an
   engine that works in one thread of the worker, which the reference shows; of others no inference
   is held to have been interrupted.
 
-If the medians of the blocks scatter too much, the round is repeated, and the calmest one counts. A
-worker that crashes or hangs costs one measurement; the next one starts another worker.
+Blocks go on until enough inferences count, or patience ends; then the calmest count. By how much
+the reference beside them was slower than at its calmest is part of the noise. A worker that crashes
+or hangs costs one measurement; the next one starts another worker.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,36 +42,41 @@ from modelmill.runtimes import (
     DeploymentError,
     ExecutedOp,
     RemoteSession,
+    Series,
     SessionOptions,
     Worker,
 )
 
 RECYCLE = 100  # models after which a worker is started anew: engines may leak
-REMEMBERED = 400  # blocks of the reference that its level is taken of
+REMEMBERED = 4000  # inferences of the reference that its calmest state is taken of
 FIRST = 30  # blocks of the reference before the first model
+CALMEST = 0.02  # quantile that stands for the calmest state: single ones may be luck
+FEWEST = 5  # inferences that count, however disturbed they were
 HANDING_MS = 0.02  # without a processor that is no interruption: an engine wakes its own thread
 # Processors that the reference keeps busy: of an engine that works in one thread of the worker, all
 # of one where it is not interrupted.
 ALL_BUSY, MORE_THAN_ONE = 0.9, 1.1
 _LONG_MS, _SHORT_MS = 10.0, 1.0
-Times = tuple[np.ndarray, np.ndarray]  # of one series: ms, and ms that it had a processor
-Series = tuple[RemoteSession, int, int]  # session, unmeasured inferences, inferences
-EFFORT = Effort(blocks=10, block_ms=15.0, least=1, steady=0.05, warmups=3, noise=0.05, rounds=2)
+Turn = tuple[RemoteSession, int, int]  # session, unmeasured inferences, inferences
+EFFORT = Effort(blocks=10, block_ms=12.0, least=1, steady=0.05, warmups=3, rounds=4)
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How much measuring a model gets. `effort` as in `measure`; its round takes about
-    blocks x (block_ms + reference_ms).
+    """How much measuring a model gets.
 
+    effort        blocks that must hold something that counts, their aimed length, and `rounds`
+                  times as many blocks at most
     reference_ms  aimed length of a block of the reference
-    drift         a block is calm if the reference beside it is within this part of its level
+    calm          an inference counts if its probe is within this part of the quickest
+    patience_s    waiting for a calm moment, at most, in all
     share         an inference counts if the worker had a processor for this part of it
     """
 
     effort: Effort = EFFORT
     reference_ms: float = 3.0
-    drift: float = 0.1
+    calm: float = 0.06
+    patience_s: float = 1.0
     share: float = 0.98
 
 
@@ -78,11 +87,12 @@ PACE = Pace()
 class Timing:
     """What came of one model.
 
-    latency       of the blocks that counted
+    latency       of the inferences that counted
     reference_ms  median of the reference beside them
     version       of the engine
-    facts         level_ms: the running median of the reference; disturbed: blocks that were left
-                  out; interrupted: the part of all inferences that was; clock: "wall" or "cpu"
+    facts         calmest_ms: the reference at its calmest; waited_s: for calm moments; counted:
+                  the part of all inferences that counted; interrupted: the part that was; clock:
+                  "wall" or "cpu"
     ops           the engine's kernels with their times, from inferences of their own; () where it
                   could not be asked
     """
@@ -94,23 +104,17 @@ class Timing:
     ops: tuple[ExecutedOp, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """Times of one block; drift: of the reference beside it, reference_ms: its median."""
-
-    times: Times
-    drift: float
-    reference_ms: float
-
-
 @dataclass
 class Bench:
-    """An engine ready to time one model after the other. Not for several threads at once."""
+    """An engine ready to time one model after the other. Not for several threads at once.
+    calmest_ms: of the reference, as far as it is known from before.
+    """
 
     runtime: str
     options: SessionOptions
     pace: Pace = PACE
-    _level: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    calmest_ms: float = inf
+    _beside: _Memory = field(default_factory=lambda: _Memory())
     _worker: Worker | None = None
     _reference: RemoteSession | None = None
     _runs: int = 1
@@ -181,50 +185,81 @@ class Bench:
         once = median(session.time(random_feeds(graph), 10, 20))
         self._runs = max(3, round(self.pace.reference_ms / once))
         found = self._worker.turns([(session, 1, self._runs)] * FIRST)
-        wall, cpu = (np.concatenate(side) for side in zip(*found, strict=True))
+        wall, cpu = (np.concatenate([getattr(s, side) for s in found]) for side in ("wall", "cpu"))
         # Of the fastest, which nobody interrupted: what a hypervisor takes away counts as work.
         fastest = wall <= np.quantile(wall, 0.25)
         busy = float(np.median(cpu[fastest] / wall[fastest]))
         self._on_this_thread = self.options.threads == 1 and ALL_BUSY < busy < MORE_THAN_ONE
-        self._level.extend(self._middle(*series) for series in found)
+        self._beside.add(found)
         return session
-
-    def _middle(self, wall_ms: np.ndarray, cpu_ms: np.ndarray) -> float:
-        """Median of the inferences that count."""
-        return float(np.median(np.concatenate(self._samples([(wall_ms, cpu_ms)])[0])))
 
     # ------------------------------------------------------------ model
 
     def _time(
         self, session: RemoteSession, reference: RemoteSession, feeds: Mapping[str, np.ndarray]
     ) -> Timing:
-        effort = self.pace.effort
         size, settle, done = self._warm_up(session, feeds)
-        turn = (session, settle, size), (reference, 1, self._runs)
-        best: list[_Block] = []
-        noise, rounds = inf, 0
-        found: list[_Block] = []
-        while rounds < effort.rounds and noise > effort.noise:
-            rounds += 1
-            blocks = self._round(turn)
-            found += blocks
-            limit = sorted(b.drift for b in blocks)[effort.blocks - 1]
-            calm = [b for b in blocks if b.drift <= limit]
-            here = Latency(self._samples([b.times for b in calm])[0], 1, 1).noise
-            if here < noise:
-                best, noise = calm, here
-        samples, clock = self._samples([b.times for b in best])
-        batch = next(iter(feeds.values())).shape[0] if feeds else 1
-        wall, cpu = (np.concatenate(side) for side in zip(*(b.times for b in found), strict=True))
-        interrupted = float(np.mean(~self._whole(wall, cpu))) if self._on_this_thread else 0.0
+        beside = (reference, 1, self._runs)
+        blocks, around, waited_s = self._blocks((session, settle, size), beside)
+        counts = self._counting(blocks)
+        samples, clock = self._samples(blocks, counts)
+        every = _joined(blocks)
+        calmest_ms = min(self._beside.wall_ms, self.calmest_ms)
+        reference_ms = self._reference_ms(around)
         facts = {
-            "level_ms": median(self._level),
-            "disturbed": sum(b.drift > self.pace.drift for b in found),
-            "interrupted": interrupted,
+            "calmest_ms": calmest_ms,
+            "waited_s": round(waited_s, 3),
+            "counted": float(np.mean(np.concatenate(counts))),
+            "interrupted": float(np.mean(~self._whole(every))),
             "clock": clock,
         }
-        latency = Latency(samples, self.options.threads, batch, done, rounds)
-        return Timing(latency, median(b.reference_ms for b in best), session.version, facts)
+        rounds = -(-len(blocks) // self.pace.effort.blocks)
+        batch = next(iter(feeds.values())).shape[0] if feeds else 1
+        slower = max(reference_ms / calmest_ms - 1, 0.0)
+        latency = Latency(samples, self.options.threads, batch, done, rounds, slower)
+        return Timing(latency, reference_ms, session.version, facts)
+
+    def _blocks(self, turn: Turn, beside: Turn) -> tuple[list[Series], list[Series], float]:
+        """Blocks of a model until enough of them hold inferences that count, blocks of the
+        reference around them, and seconds waited for calm moments.
+        """
+        assert self._worker is not None
+        effort = self.pace.effort
+        blocks: list[Series] = []
+        around = self._worker.turns([beside])
+        waited_s = 0.0
+        while len(blocks) < effort.rounds * effort.blocks:
+            start = time.perf_counter()
+            while not self._calm(around[-1]) and waited_s < self.pace.patience_s:
+                around[-1:] = self._worker.turns([beside])
+                self._beside.add(around[-1:])
+                waited_s += time.perf_counter() - start
+                start = time.perf_counter()
+            block, after = self._worker.turns([turn, beside])
+            self._beside.add([after])
+            blocks.append(block)
+            around.append(after)
+            if sum(bool(c.any()) for c in self._counting(blocks)) >= effort.blocks:
+                break
+        return blocks, around, waited_s
+
+    def _calm(self, beside: Series) -> bool:
+        """Whether nobody else was there when the reference was last run."""
+        return bool(beside.probe[-1] <= (1 + self.pace.calm) * self._beside.probe_ms)
+
+    def _counting(self, blocks: Sequence[Series]) -> list[np.ndarray]:
+        """Which inferences of each block count."""
+        every = _joined(blocks)
+        counts = self._whole(every)
+        if 2 * counts.mean() < 1:  # then processor times are taken
+            counts[:] = True
+        counts[counts] = calmest(every.probe[counts], self.pace.calm)
+        return np.split(counts, np.cumsum([b.wall.size for b in blocks])[:-1])
+
+    def _reference_ms(self, around: Sequence[Series]) -> float:
+        """Median of the reference in its calmest moments among these."""
+        every = _joined(around)
+        return float(np.median(every.wall[calmest(every.probe, self.pace.calm)]))
 
     def _warm_up(
         self, session: RemoteSession, feeds: Mapping[str, np.ndarray]
@@ -236,48 +271,59 @@ class Bench:
         size, done = 1, 3
         for _ in range(effort.warmups):
             size = max(effort.least, round(effort.block_ms / once))
-            before, once = once, self._middle(*self._worker.turns([(session, 0, size)])[0])
+            before, once = once, float(np.median(self._worker.turns([(session, 0, size)])[0].wall))
             done += size
             if abs(once - before) < effort.steady * before:
                 break
         size = max(effort.least, round(effort.block_ms / once))
         return size, 0 if once > _LONG_MS else 1 if once > _SHORT_MS else 3, done
 
-    def _round(self, turn: tuple[Series, Series]) -> list[_Block]:
-        """As many calm blocks as are wanted, with the others between them; after twice as many the
-        calm ones may be fewer.
-        """
-        assert self._worker is not None
-        wanted, level = self.pace.effort.blocks, median(self._level)
-        before = self._level[-1]
-        blocks: list[_Block] = []
-        while len(blocks) < 2 * wanted:
-            missing = wanted - sum(b.drift <= self.pace.drift for b in blocks)
-            if missing <= 0:
-                break
-            found = self._worker.turns(turn * min(missing, 2 * wanted - len(blocks)))
-            for times, beside in zip(found[::2], found[1::2], strict=True):
-                after = self._middle(*beside)
-                self._level.append(after)
-                drift = max(abs(before / level - 1), abs(after / level - 1))
-                blocks.append(_Block(times, drift, (before + after) / 2))
-                before = after
-        return blocks
-
-    def _whole(self, wall_ms: np.ndarray, cpu_ms: np.ndarray) -> np.ndarray:
+    def _whole(self, series: Series) -> np.ndarray:
         """Which inferences were not interrupted; handing work to a thread takes a moment."""
-        missing = wall_ms - cpu_ms
-        return np.asarray(missing <= np.maximum((1 - self.pace.share) * wall_ms, HANDING_MS))
-
-    def _samples(self, blocks: Sequence[Times]) -> tuple[tuple[tuple[float, ...], ...], str]:
-        """The times that count, block by block, and which clock they are of."""
         if not self._on_this_thread:
-            return tuple(tuple(wall.tolist()) for wall, _ in blocks), "wall"
-        whole = [self._whole(wall, cpu) for wall, cpu in blocks]
-        if sum(int(w.sum()) for w in whole) * 2 < sum(w.size for w in whole):
-            return tuple(tuple(cpu.tolist()) for _, cpu in blocks), "cpu"
-        pairs = zip(blocks, whole, strict=True)
-        return tuple(tuple(wall[w].tolist()) for (wall, _), w in pairs if w.any()), "wall"
+            return np.ones(series.wall.size, dtype=bool)
+        most = np.maximum((1 - self.pace.share) * series.wall, HANDING_MS)
+        return np.asarray(series.wall - series.cpu <= most)
+
+    def _samples(
+        self, blocks: Sequence[Series], counts: Sequence[np.ndarray]
+    ) -> tuple[tuple[tuple[float, ...], ...], str]:
+        """The times that count, block by block, and which clock they are of."""
+        clock = "wall" if 2 * self._whole(_joined(blocks)).mean() >= 1 else "cpu"
+        pairs = zip(blocks, counts, strict=True)
+        return tuple(tuple(getattr(b, clock)[c].tolist()) for b, c in pairs if c.any()), clock
+
+
+def calmest(probe: np.ndarray, calm: float) -> np.ndarray:
+    """Which of some inferences nobody disturbed, by their probes: those within the part `calm` of
+    the quickest; and the `FEWEST` calmest, however disturbed they were.
+    """
+    limit = (1 + calm) * float(np.quantile(probe, CALMEST, method="lower"))
+    enough = float(np.sort(probe)[min(FEWEST, probe.size) - 1])
+    return np.asarray(probe <= max(limit, enough))
+
+
+@dataclass
+class _Memory:
+    """The last inferences of the reference, and how they were at their calmest, ever."""
+
+    probe: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    wall: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    probe_ms: float = inf
+    wall_ms: float = inf
+
+    def add(self, found: Sequence[Series]) -> None:
+        """Remember what was measured."""
+        for series in found:
+            self.probe.extend(series.probe)
+            self.wall.extend(series.wall)
+        self.probe_ms = min(self.probe_ms, float(np.quantile(self.probe, CALMEST)))
+        self.wall_ms = min(self.wall_ms, float(np.quantile(self.wall, CALMEST)))
+
+
+def _joined(series: Sequence[Series]) -> Series:
+    sides = ([getattr(s, side) for s in series] for side in ("wall", "cpu", "probe"))
+    return Series(*(np.concatenate(side) for side in sides))
 
 
 def random_feeds(graph: ir.Graph, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:

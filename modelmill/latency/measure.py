@@ -52,6 +52,7 @@ class Latency:
     threads, batch   of the session that was measured; a time is that of a whole batch
     warmup           inferences before the first block
     rounds           rounds measured until one was calm enough, or the limit was reached
+    slower           how much slower than at its calmest a reference beside it was, as a part
     """
 
     samples_ms: tuple[tuple[float, ...], ...]
@@ -59,6 +60,7 @@ class Latency:
     batch: int
     warmup: int = 0
     rounds: int = 1
+    slower: float = 0.0
 
     @property
     def n(self) -> int:
@@ -78,9 +80,16 @@ class Latency:
 
     @property
     def noise(self) -> float:
-        """Interquartile range of the medians of the blocks, as a part of their median."""
+        """Interquartile range of the medians of the blocks, as a part of their median, and `slower`
+        on top: blocks that were all disturbed alike agree.
+        """
         low, middle, high = np.percentile([np.median(b) for b in self.samples_ms], (25, 50, 75))
-        return float((high - low) / middle)
+        return float((high - low) / middle) + self.slower
+
+    @property
+    def calm_ms(self) -> float:
+        """What an inference takes that nobody disturbs: of all the quickest one in fifty."""
+        return self._percentile(2)
 
     def _percentile(self, q: float) -> float:
         return float(np.percentile(np.concatenate(self.samples_ms), q))

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from math import log
+from math import inf, log
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +166,8 @@ def measure_all(
         ValueError: a model, a target or the database cannot be used.
     """
     platforms = {pair: platform_of(*pair, asked.options) for pair in asked.platforms}
-    there = {(row.structure, row.platform) for row in latencies.rows(tuple(platforms.values()))}
+    rows = latencies.rows(tuple(platforms.values()))
+    there = {(row.structure, row.platform) for row in rows}
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="modelmill-") as folder:
         benches: dict[str, Bench] = {}
         for target, _ in asked.platforms:
@@ -174,7 +175,10 @@ def measure_all(
             assert runtime is not None
             if runtime not in benches:
                 options = replace(asked.options, batch=None)  # the files have their own
-                benches[runtime] = stack.enter_context(Bench(runtime, options))
+                own = {p.key for (name, _), p in platforms.items() if name == target}
+                known = [r.reference_ms for r in rows if r.platform in own and r.reference_ms]
+                bench = Bench(runtime, options, calmest_ms=min(known, default=inf))
+                benches[runtime] = stack.enter_context(bench)
         for count, subject in enumerate(subjects):
             for done in _one(subject, asked, platforms, there, latencies, benches, Path(folder)):
                 yield count, done

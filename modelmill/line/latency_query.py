@@ -35,7 +35,7 @@ from modelmill.records import (
     this_machine,
     utc_now,
 )
-from modelmill.records.measurement import PREDICTED
+from modelmill.records.measurement import CALM, KERNELS, PREDICTED
 
 NAME = "latency"  # of the predictor in the database
 EFFORT = Effort(workers=2)
@@ -122,7 +122,9 @@ def read_table(
 ) -> tuple[Table, list[Platform], dict[str, str]]:
     """(what can be learned from, its platforms, platforms that cannot be learned and why)
 
-    A model measured several times counts with the medians of these times and of the reference's.
+    A model counts with the time of its calmest inferences: what others did to the rest is no part
+    of it. Where they were not kept, it counts with the median of its p50. Of the reference counts
+    the median.
 
     Raises:
         ValueError: nothing, or too little, was measured.
@@ -133,6 +135,10 @@ def read_table(
         times[row.structure, row.platform].append(row.p50_ms)
         if row.reference_ms is not None:
             references[row.structure, row.platform].append(row.reference_ms)
+    calm: dict[tuple[str, str], float] = {}
+    for structure, key, ms in latencies.told(CALM):
+        calm[structure, key] = min(ms, calm.get((structure, key), ms))
+    times |= {key: [ms] for key, ms in calm.items()}
     graphs = _graphs(latencies.models(), {structure for structure, _ in times}, show)
     chosen, left_out = [], {}
     for platform in latencies.platforms():
@@ -198,7 +204,7 @@ def _profiles(
     platforms: Sequence[Platform],
 ) -> tuple[tuple[Shares | None, ...], ...]:
     """(M, P) where the time went, None where nobody asked the engine."""
-    told = latencies.kernels()
+    told = {(s, platform): spent for s, platform, spent in latencies.told(KERNELS)}
     rows = [[(fact.structure, p.key) for p in platforms] for _, fact in graphs]
     return tuple(
         tuple(shares(found, told[key]) if key in told else None for key in row)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from modelmill import ir
 from modelmill.latency import Latency
 from modelmill.records import Measurement, ModelFacts, Platform, this_machine, utc_now
+from modelmill.records.measurement import CALM
 
 
 def described(graph: ir.Graph, name: str, family: str = "") -> ModelFacts:
@@ -54,5 +55,10 @@ def measurement(
         machine=f"{machine.cpu}, {machine.cores} cores, {machine.os}",
         reference_ms=reference_ms,
         samples_ms=latency.samples_ms,
-        extra={**extra, "rounds": latency.rounds, "warmup": latency.warmup},
+        extra={
+            **extra,
+            CALM: latency.calm_ms,
+            "rounds": latency.rounds,
+            "warmup": latency.warmup,
+        },
     )

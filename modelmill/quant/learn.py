@@ -288,16 +288,16 @@ class _Work:
 
     def _gradients(self, drop: float, quantizers: Quantizers) -> None:
         """Of one batch, in parts where the graph insists on its own."""
-        size = self._batch()
-        parts = -(-self.settings.batch // size) if self.problem.fixed_batch else 1
+        images = self._batch()
+        size = self.problem.fixed_batch or images
+        parts = -(-images // size)
         for _ in range(parts):
             rows = torch.randint(self.problem.learned_on, (size,), generator=self.generator)
             loss = self.loss(rows, drop, quantizers) / parts
             loss.backward()  # type: ignore[no-untyped-call]
 
     def _batch(self) -> int:
-        if self.problem.fixed_batch:
-            return self.problem.fixed_batch
+        """Images of one: fewer than asked for where they are large."""
         caches = [*(c for pair in self.problem.inputs.values() for c in pair)]
         largest = max(c.row_elements for c in (*caches, *self.problem.targets.values()))
         return max(min(self.settings.batch, MOST_ELEMENTS // max(largest, 1)), FEWEST_IMAGES)

@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from modelmill.records.database import Database
-from modelmill.records.measurement import KERNELS, PLATFORM, Measurement, ModelFacts, Platform
+from modelmill.records.measurement import PLATFORM, Measurement, ModelFacts, Platform
 from modelmill.records.record import utc_now
 
 if TYPE_CHECKING:
@@ -168,21 +168,22 @@ class Latencies:
         with self.database.reading() as connection:
             return [Row(*row) for row in connection.execute(select)]
 
-    def kernels(self) -> dict[tuple[str, str], dict[str, float]]:
-        """Where the time went, by (structure, key of the platform): microseconds by node, from the
-        newest measurement that tells.
+    def told(self, name: str) -> list[tuple[str, str, Any]]:
+        """(structure, key of the platform, value) of each measurement that has this among its
+        extra facts, the oldest first.
         """
         import sqlalchemy as sa
 
         fact = self.database.tables["modelmill_measurements"]
         select = (
             sa.select(fact.c.model, fact.c.platform, fact.c.extra)
-            .where(fact.c.extra.like(f'%"{KERNELS}"%'))
+            .where(fact.c.extra.like(f'%"{name}"%'))
             .order_by(fact.c.id)
         )
         with self.database.reading() as connection:
             rows = connection.execute(select).all()
-        return {(model, platform): json.loads(extra)[KERNELS] for model, platform, extra in rows}
+        facts = ((model, platform, json.loads(extra)) for model, platform, extra in rows)
+        return [(model, platform, fact[name]) for model, platform, fact in facts if name in fact]
 
     def count(self) -> int:
         """How many measurements there are."""

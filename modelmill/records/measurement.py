@@ -54,7 +54,9 @@ class Platform:
 
 
 PLATFORM = tuple(f.name for f in fields(Platform))  # as its columns are named everywhere
-KERNELS = "kernels"  # in `Measurement.extra`: microseconds by node of the model
+# in `Measurement.extra`
+KERNELS = "kernels"  # microseconds by node of the model
+CALM = "calm_ms"  # of the inferences that nobody disturbed
 PREDICTED = "latency_predicted_p50_ms"  # what a record of a predicted latency says
 
 
@@ -91,7 +93,8 @@ class Measurement:
     samples_ms    raw times, one tuple per block; () where they were not kept
     p50_ms, p90_ms, p99_ms   quantiles of all samples
     n             number of samples behind them
-    noise         interquartile range of the medians of the blocks, as a part of their median
+    noise         part by which the p50 may be off: how the medians of the blocks scatter, and how
+                  much slower than at its calmest the machine was
     when          ISO 8601 with a time zone, see `utc_now`
     machine       the computer, in words
     reference_ms  p50 of a reference model in the same turns; None: there was none

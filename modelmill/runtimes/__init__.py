@@ -13,7 +13,14 @@ from modelmill.runtimes.protocol import (
     ExecutedOp,
     SessionOptions,
 )
-from modelmill.runtimes.worker import RemoteSession, Worker, convert, open_session, probe
+from modelmill.runtimes.worker import (
+    RemoteSession,
+    Series,
+    Worker,
+    convert,
+    open_session,
+    probe,
+)
 
 __all__ = [
     "DeploymentError",
@@ -26,6 +33,7 @@ __all__ = [
     "ExecutedOp",
     "Platform",
     "RemoteSession",
+    "Series",
     "SessionOptions",
     "Worker",
     "convert",

@@ -16,7 +16,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn, Self
@@ -107,18 +107,12 @@ class Worker:
         path = _existing(path, self.runtime)
         return _open_in(self._process, self._opened, self.runtime, path, options)
 
-    def turns(
-        self, series: Sequence[tuple["RemoteSession", int, int]]
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    def turns(self, series: Sequence[tuple["RemoteSession", int, int]]) -> list["Series"]:
         """Time sessions of this worker one after the other, without a word between the series.
 
         Args:
             series: (session, unmeasured inferences, inferences); each session was timed before,
                 and goes on with the feeds of that.
-
-        Returns:
-            Per series the milliseconds of each inference, and for how many of them the worker had a
-            processor, added up over its threads: of one thread, fewer mean that it was interrupted.
 
         Raises:
             DeploymentError: see `modelmill.runtimes.protocol`; the time limit covers all of it.
@@ -126,12 +120,28 @@ class Worker:
         asked = {"turns": [(session.slot, warmup, n) for session, warmup, n in series]}
         _, found = self._process.ask("turns", "time in turns", asked, {})
         ends = np.cumsum([n for _, _, n in series])[:-1]
-        wall, cpu = (np.split(found[side] / 1e6, ends) for side in ("ns", "cpu_ns"))
-        return list(zip(wall, cpu, strict=True))
+        sides = (np.split(found[side] / 1e6, ends) for side in ("ns", "cpu_ns", "probe_ns"))
+        return [Series(*series) for series in zip(*sides, strict=True)]
 
     def close(self) -> None:
         """End it with all its sessions. A second call does nothing."""
         self._process.stop()
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Inferences one after the other, one entry each, in milliseconds.
+
+    wall   by the clock
+    cpu    how long the worker had a processor, added up over its threads: of one thread, less than
+           `wall` means that it was interrupted
+    probe  how long a fixed piece of work took right after it: more than at other times means that
+           somebody else uses the same processor core or its caches
+    """
+
+    wall: np.ndarray
+    cpu: np.ndarray
+    probe: np.ndarray
 
 
 def _open_in(

@@ -8,7 +8,7 @@ import pytest
 
 from modelmill import ir
 from modelmill.latency import zoo
-from modelmill.latency.collect import PACE, Bench, random_feeds
+from modelmill.latency.collect import FEWEST, PACE, Bench, calmest, random_feeds
 from modelmill.runtimes import (
     EngineCrashed,
     EngineError,
@@ -43,8 +43,8 @@ def test_a_worker_serves_several_sessions(tmp_path):
     for session in (first, second):
         session.time(feeds, 0, 1)
     found = worker.turns([(first, 0, 2), (second, 1, 3), (first, 0, 1)])
-    assert [len(wall) for wall, _ in found] == [2, 3, 1]
-    assert all((wall > 0).all() and (cpu >= 0).all() for wall, cpu in found)
+    assert [len(series.wall) for series in found] == [2, 3, 1]
+    assert all((s.wall > 0).all() and (s.cpu >= 0).all() and (s.probe > 0).all() for s in found)
     second.close()
     second.close()
     np.testing.assert_equal(first.run(feeds), y)
@@ -86,6 +86,23 @@ def test_of_an_engine_that_waits_no_inference_is_interrupted(model, tmp_path):
     assert timing.facts["clock"] == "wall"
     assert timing.facts["interrupted"] == 0
     assert timing.latency.p50_ms > 0.5
+
+
+def test_inferences_count_by_the_probe_after_them():
+    probe = np.array([1.0, 1.05, 1.5, 1.02, 3.0, 1.07, 1.0, 1.01])
+    np.testing.assert_array_equal(calmest(probe, 0.06), probe <= 1.06)
+    assert calmest(np.arange(1.0, 40.0), 0.0).sum() == FEWEST  # nobody was calm but one
+    assert calmest(np.ones(2), 0.0).all()
+
+
+def test_a_reference_that_was_quicker_before_makes_a_measurement_noisy(model):
+    """The reference of this adapter works for 0.5 ms; half of that was seen before: the machine is
+    twice as slow as it can be.
+    """
+    with Bench(FLAKY, SessionOptions(), QUICK, calmest_ms=0.25) as bench:
+        timing = bench.time(model("works"), FEEDS)
+    assert timing.facts["calmest_ms"] == 0.25
+    assert timing.latency.noise >= timing.latency.slower >= 0.5 / 0.25 - 1
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,16 @@ def test_percentiles_are_those_of_all_samples():
     assert latency.noise == pytest.approx((6.5 - 3.5) / 5)  # quartiles of 2, 5, 8
 
 
+def test_a_machine_that_was_slower_than_it_can_be_adds_to_the_noise():
+    """Blocks that were all disturbed alike agree, and are no less wrong."""
+    assert Latency(((2.0, 2.0), (2.0, 2.0)), 1, 1, slower=0.25).noise == 0.25
+
+
+def test_the_calm_time_is_that_of_one_inference_in_fifty():
+    samples = tuple(float(t) for t in range(1, 102))
+    assert Latency((samples,), threads=1, batch=1).calm_ms == np.percentile(samples, 2) == 3.0
+
+
 def test_raw_samples_of_every_block_are_kept(sessions):
     found = measure(sessions, X, QUICK)
     assert list(found) == ["float", "int8"]

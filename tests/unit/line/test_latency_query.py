@@ -35,6 +35,7 @@ from modelmill.records import (
     this_machine,
     utc_now,
 )
+from modelmill.records.measurement import CALM
 
 QUICK = Effort(folds=4, groups=0, settings=Settings(width=12, steps=120, models=24))
 HERE = Platform("ort_cpu", "1.0", this_machine().cpu, this_machine().isa)
@@ -150,6 +151,20 @@ def test_repeated_measurements_count_with_their_median(tmp_path):
     assert platforms == [HERE]
     assert left_out == {"ort_cpu float, batch 2": "only batch 1 is predicted"}
     assert np.exp(table.log_ms) == pytest.approx(2.0)
+
+
+def test_learned_is_what_the_calmest_inferences_took(tmp_path):
+    latencies = Latencies(Database(tmp_path / "l.db"))
+    for channels in range(8, 32, 2):
+        graph = net(channels, 1)
+        key = ir.structure(graph)
+        latencies.add_models([ModelFacts(key, "n", "n", ir.skeleton(graph))])
+        rows = ((1.0, 0.9), (5.0, 0.8), (0.7, None))  # the last one did not keep it
+        latencies.add(
+            replace(measurement(key, ms), extra={} if calm is None else {CALM: calm})
+            for ms, calm in rows
+        )
+    assert np.exp(read_table(latencies)[0].log_ms) == pytest.approx(0.8)
 
 
 def test_the_commands(filled, tmp_path):
