@@ -48,6 +48,12 @@ EPILOG = "\b\nExample:\n  modelmill latency measure --zoo squeezenet --count 2 -
 @options.seed
 @options.timeout
 @click.option("--again", is_flag=True, help="Measure what is there once more, and compare.")
+@click.option(
+    "--noisier",
+    type=click.FloatRange(0),
+    metavar="PART",
+    help="Once more only what was measured with more noise than this, e.g. 0.1.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be measured, and measure nothing.")
 @options.form
 def measure(  # noqa: PLR0913 (a command's options)
@@ -64,6 +70,7 @@ def measure(  # noqa: PLR0913 (a command's options)
     seed: int,
     timeout: float,
     again: bool,
+    noisier: float | None,
     dry_run: bool,
     form: str,
 ) -> None:
@@ -93,7 +100,8 @@ def measure(  # noqa: PLR0913 (a command's options)
         subjects += [Subject(family=fact.family, stored=fact) for fact in there]
     pairs = tuple(dict.fromkeys((t, p) for t in targets for p in precisions))
     session = SessionOptions(threads, timeout, batch=batch)
-    job = Job(tuple(subjects), pairs, location, session, again, workers)
+    again, least = again or noisier is not None, -1.0 if noisier is None else noisier
+    job = Job(tuple(subjects), pairs, location, session, again, least, workers)
     if dry_run:
         _print_plan(job.dry_run(), form)
         return

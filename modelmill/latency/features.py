@@ -4,7 +4,8 @@ A node is described by what bounds its time on any engine: multiply-accumulates,
 written and held as weights, the sizes that decide how well a kernel fills vector registers (how
 much channels grow when rounded up to 8, 16 or 32), the caches its data spills from, and whether it
 is the head of a kernel or an element-wise tail that engines compute inside it. Two forms of one
-operator that no engine runs with the same kernel have labels of their own: "Conv depthwise".
+operator that no engine runs with the same kernel have labels of their own: "Conv depthwise". So
+have forms of which one says nothing of the other: "Sigmoid of one place".
 
 Nodes that engines fold away before the first run (reading constants alone, Identity, Dropout, a
 BatchNormalization behind a convolution) have no row; edges run through them.
@@ -39,6 +40,14 @@ _UNARY = frozenset(
 )
 _BINARY = frozenset({"Add", "Div", "Max", "Min", "Mul", "Sub"})
 _ELEMENTWISE = _UNARY | _BINARY
+# An element costs what many multiplications do. Of gates, which are on one value per channel, that
+# does not show, so that they do not tell what a whole map costs.
+_COSTLY = frozenset(
+    {
+        *("Celu", "Elu", "Erf", "Exp", "Gelu", "Log", "Mish", "Pow", "Selu", "Sigmoid"),
+        *("Softplus", "Swish", "Tanh"),
+    }
+)
 
 COLUMNS = (
     *("macs", "in", "out", "weights", "cin", "cout", "groups", "rows", "width"),
@@ -264,6 +273,8 @@ def _label(op: str, sizes: _Sizes, runtime: Sequence[ir.Value]) -> str:
         return "Conv pointwise"
     if op == "MatMul" and len(runtime) > 1:
         return "MatMul of activations"
+    if op in _COSTLY and sizes.rows == 1:
+        return f"{op} of one place"
     return op
 
 

@@ -37,6 +37,7 @@ class Job:
     location: str
     options: SessionOptions
     again: bool = False
+    noisier: float = -1.0
     workers: int = 1
 
     def __post_init__(self) -> None:
@@ -126,7 +127,7 @@ def _share(job: Job, index: int) -> Iterator[tuple[int, Done | None]]:
     mine = cpus[len(cpus) - 1 - index * job.options.threads :: -1][: job.options.threads]
     torch.set_num_threads(1)  # ranges are observed while nothing is timed, on the same core
     options = replace(job.options, cpus=tuple(sorted(mine)))
-    asked = Asked(job.platforms, job.again, options)
+    asked = Asked(job.platforms, job.again, job.noisier, options)
     share, size = job.subjects[index :: job.workers], len(job.platforms)
     latencies = Latencies(Database(job.location))
     for number, one in measure_all(share, asked, latencies):

@@ -44,6 +44,18 @@ def test_a_convolution_and_its_activation_by_hand():
     assert column(found, "first").tolist() == [1, 0]
 
 
+def test_a_gate_is_no_activation_of_a_map():
+    calls = [
+        Call("Sigmoid", ("x",), {"a": (1, 8, 10, 10)}),
+        Call("GlobalAveragePool", ("a",), {"b": (1, 8, 1, 1)}),
+        Call("Sigmoid", ("b",), {"c": (1, 8, 1, 1)}),
+        Call("Relu", ("c",), {"y": (1, 8, 1, 1)}),
+    ]
+    found = features(made(calls, {}))
+    assert found.labels == ("Sigmoid", "GlobalAveragePool", "Sigmoid of one place", "Relu")
+    assert [kind(label) for label in found.labels] == ["elementwise", "pool", *["elementwise"] * 2]
+
+
 def test_forms_of_a_convolution():
     depthwise, grouped = np.ones((8, 1, 3, 3), np.float32), np.ones((8, 4, 3, 3), np.float32)
     calls = [

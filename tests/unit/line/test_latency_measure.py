@@ -38,7 +38,9 @@ def quick(monkeypatch):
     pace = replace(PACE, effort=effort)
     bench = latency_measure.Bench
     monkeypatch.setattr(
-        latency_measure, "Bench", lambda runtime, options: bench(runtime, options, pace)
+        latency_measure,
+        "Bench",
+        lambda runtime, options, **known: bench(runtime, options, pace, **known),
     )
     monkeypatch.setattr(collect, "FIRST", 3)
 
@@ -94,6 +96,18 @@ def test_again_measures_what_is_there_and_nothing_else(latencies):
     assert all(d.before is not None for d in found)
     assert repeated(found).n == 2
     assert latencies.count() == 4
+
+
+def test_only_what_was_noisy_is_measured_again(latencies):
+    subjects = zoo_subjects(["squeezenet", "alexnet"], 1)
+    first = made(measure_all(subjects, Asked(ORT[:1]), latencies))
+    calm, noisy = sorted(d.measurement.noise for d in first)
+    asked = Asked(ORT[:1], again=True, noisier=calm)
+    (done,) = made(measure_all(subjects, asked, latencies))
+    assert done.before.noise == noisy
+    # the least noise of all its measurements counts
+    nothing = Asked(ORT[:1], again=True, noisier=max(calm, min(noisy, done.measurement.noise)))
+    assert not made(measure_all(subjects, nothing, latencies))
 
 
 def test_a_model_of_ones_own(latencies, tmp_path):
