@@ -9,6 +9,7 @@ import torch
 from modelmill import executor, ir
 from modelmill.ir import Plan, Point
 from modelmill.numerics import Encoding, QuantSpec
+from modelmill.quant import learn
 from modelmill.quant.adaround import AdaRound
 from modelmill.quant.brecq import Brecq
 from modelmill.quant.calibrate import Calibrate, weight_names
@@ -347,6 +348,25 @@ def test_a_rounding_goes_on_where_it_stopped():
     again.resume(*learned.found())
     assert torch.equal(again.codes(), learned.codes())
     np.testing.assert_allclose(again.step.detach(), learned.step.detach(), rtol=1e-6)
+
+
+def test_one_image_at_a_time_is_learned_from_as_few_as_several(graph_from_text, monkeypatch):
+    """A bound on the elements of a batch holds for a graph that insists on batch 1, too."""
+    rng = np.random.default_rng(0)
+    weights = {n: rng.normal(0, 0.2, (4, 4, 3, 3)).astype("f") for n in ("w1", "w2")}
+    graph = graph_from_text(RESIDUAL.replace("N", "1"), **weights)
+    batches = [{"x": x[None]} for x in images(1, 48)]
+    monkeypatch.setattr(learn, "MOST_ELEMENTS", 9 * 4 * 6 * 6)
+    sizes = []
+
+    def loss(work, rows, drop, quantizers, true=learn._Work.loss):
+        if drop is not None:  # learning, not judging
+            sizes.append(len(rows))
+        return true(work, rows, drop, quantizers)
+
+    monkeypatch.setattr(learn._Work, "loss", loss)
+    short(Brecq, 3, batch=32).run(graph, planned(graph, batches, 4), batches)
+    assert sizes == [1] * 9 * 3  # one block, 9 images an iteration
 
 
 @pytest.mark.parametrize("count", [MANY * 2, MANY // 2])
