@@ -31,6 +31,7 @@ from modelmill.records import (
     ModelFacts,
     Platform,
     Record,
+    Row,
     Where,
     this_machine,
     utc_now,
@@ -123,8 +124,8 @@ def read_table(
     """(what can be learned from, its platforms, platforms that cannot be learned and why)
 
     A model counts with the time of its calmest inferences: what others did to the rest is no part
-    of it. Where they were not kept, it counts with the median of its p50. Of the reference counts
-    the median.
+    of it. Of several measurements the calmest counts, with the reference beside it. Where none kept
+    that time, the medians of the p50 and of the references count.
 
     Raises:
         ValueError: nothing, or too little, was measured.
@@ -135,10 +136,16 @@ def read_table(
         times[row.structure, row.platform].append(row.p50_ms)
         if row.reference_ms is not None:
             references[row.structure, row.platform].append(row.reference_ms)
-    calm: dict[tuple[str, str], float] = {}
-    for structure, key, ms in latencies.told(CALM):
-        calm[structure, key] = min(ms, calm.get((structure, key), ms))
-    times |= {key: [ms] for key, ms in calm.items()}
+    calm: dict[tuple[str, str], tuple[float, Row]] = {}
+    for row, ms in latencies.told(CALM):
+        at = row.structure, row.platform
+        if at not in calm or ms < calm[at][0]:
+            calm[at] = ms, row
+    for at, (ms, row) in calm.items():
+        times[at] = [ms]
+        references.pop(at, None)
+        if row.reference_ms is not None:
+            references[at] = [row.reference_ms]
     graphs = _graphs(latencies.models(), {structure for structure, _ in times}, show)
     chosen, left_out = [], {}
     for platform in latencies.platforms():
@@ -204,7 +211,7 @@ def _profiles(
     platforms: Sequence[Platform],
 ) -> tuple[tuple[Shares | None, ...], ...]:
     """(M, P) where the time went, None where nobody asked the engine."""
-    told = {(s, platform): spent for s, platform, spent in latencies.told(KERNELS)}
+    told = {(row.structure, row.platform): spent for row, spent in latencies.told(KERNELS)}
     rows = [[(fact.structure, p.key) for p in platforms] for _, fact in graphs]
     return tuple(
         tuple(shares(found, told[key]) if key in told else None for key in row)

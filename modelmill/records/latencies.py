@@ -152,6 +152,23 @@ class Latencies:
 
     def rows(self, platforms: Collection[Platform] | None = None) -> list[Row]:
         """All measurements without their samples, in the order stored; for training."""
+        fact, select = self._select_rows()
+        if platforms is not None:
+            select = select.where(fact.c.platform.in_([p.key for p in platforms]))
+        with self.database.reading() as connection:
+            return [Row(*row) for row in connection.execute(select)]
+
+    def told(self, name: str) -> list[tuple[Row, Any]]:
+        """Measurements with this among their extra facts, and what it says, in the order stored."""
+        fact, select = self._select_rows()
+        select = select.where(fact.c.extra.like(f'%"{name}"%')).add_columns(fact.c.extra)
+        with self.database.reading() as connection:
+            rows = connection.execute(select).all()
+        facts = ((Row(*row), json.loads(extra)) for *row, extra in rows)
+        return [(row, fact[name]) for row, fact in facts if name in fact]
+
+    def _select_rows(self) -> tuple[sa.Table, sa.Select[Any]]:
+        """The table of measurements, and what a `Row` is of them."""
         import sqlalchemy as sa
 
         fact = self.database.tables["modelmill_measurements"]
@@ -163,27 +180,7 @@ class Latencies:
             .join(model, model.c.structure == fact.c.model, isouter=True)
             .order_by(fact.c.id)
         )
-        if platforms is not None:
-            select = select.where(fact.c.platform.in_([p.key for p in platforms]))
-        with self.database.reading() as connection:
-            return [Row(*row) for row in connection.execute(select)]
-
-    def told(self, name: str) -> list[tuple[str, str, Any]]:
-        """(structure, key of the platform, value) of each measurement that has this among its
-        extra facts, the oldest first.
-        """
-        import sqlalchemy as sa
-
-        fact = self.database.tables["modelmill_measurements"]
-        select = (
-            sa.select(fact.c.model, fact.c.platform, fact.c.extra)
-            .where(fact.c.extra.like(f'%"{name}"%'))
-            .order_by(fact.c.id)
-        )
-        with self.database.reading() as connection:
-            rows = connection.execute(select).all()
-        facts = ((model, platform, json.loads(extra)) for model, platform, extra in rows)
-        return [(model, platform, fact[name]) for model, platform, fact in facts if name in fact]
+        return fact, select
 
     def count(self) -> int:
         """How many measurements there are."""

@@ -159,12 +159,19 @@ def test_learned_is_what_the_calmest_inferences_took(tmp_path):
         graph = net(channels, 1)
         key = ir.structure(graph)
         latencies.add_models([ModelFacts(key, "n", "n", ir.skeleton(graph))])
-        rows = ((1.0, 0.9), (5.0, 0.8), (0.7, None))  # the last one did not keep it
+        slow = 1.0 + (channels == 8)  # of the first network the reference was slower, then
+        rows = ((1.0, 0.9, 3.0), (5.0, 0.8, slow), (0.7, None, 9.0))  # the last did not keep it
         latencies.add(
-            replace(measurement(key, ms), extra={} if calm is None else {CALM: calm})
-            for ms, calm in rows
+            replace(
+                measurement(key, ms),
+                extra={} if calm is None else {CALM: calm},
+                reference_ms=reference,
+            )
+            for ms, calm, reference in rows
         )
-    assert np.exp(read_table(latencies)[0].log_ms) == pytest.approx(0.8)
+    table = read_table(latencies)[0]
+    assert np.exp(table.log_ms) == pytest.approx(0.8)
+    assert sorted(np.exp(table.drift[:, 0])) == pytest.approx([1.0] * (len(table) - 1) + [2.0])
 
 
 def test_the_commands(filled, tmp_path):
