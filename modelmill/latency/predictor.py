@@ -34,10 +34,13 @@ from modelmill.latency import gnn
 from modelmill.latency.features import COLUMNS, WHOLE, GraphFeatures, features
 from modelmill.latency.interval import Held, Interval, calibrate
 from modelmill.latency.residuals import Kriging, Space, between, far, krige, space
+from modelmill.latency.select import work
 from modelmill.latency.table import Errors, Table, errors, folds
+from modelmill.latency.transfer import adapt
 from modelmill.records.measurement import Platform
 
 LEAST = 12  # measured models without which there is nothing to fit
+FEW = 200  # measured models below which what other platforms say of each counts as much
 _MAGIC = b"modelmill predictor 1\n"
 _NEAR = 5
 _WIDE = 0.25  # an interval that reaches further than this part above the median is no answer
@@ -303,8 +306,11 @@ def fit(
     calm = table.calm(_slopes(members))
     mean, spread = _summary(_held_out(table, members, left_out))
     error = mean - calm.log_ms
-    kriged = [krige(place, column) for column in error.T]
+    said = _few_measured(calm, members, place, error)
+    wrong, sure = np.where(np.isfinite(error), error, said), np.isfinite(said)
+    kriged = [krige(place, *column) for column in zip(wrong.T, sure.T, strict=True)]
     remains = np.stack([left for _, left in kriged], axis=1)
+    remains[~np.isfinite(error)] = np.nan
     away = _distances(place, np.eye(len(table), dtype=bool))
     held = [_held(remains * _shrink(spread, error, effort.folds), away, spread, True)]
     held += _far_errors(calm, place, families, others)
@@ -327,6 +333,32 @@ def fit(
 def _slopes(members: Sequence[gnn.Network]) -> np.ndarray:
     """(P,) how models follow the reference, on average."""
     return np.asarray(np.mean([member.slopes for member in members], axis=0))
+
+
+def _few_measured(
+    calm: Table, members: Sequence[gnn.Network], place: Space, error: np.ndarray
+) -> np.ndarray:
+    """(M, P) by how much the ensemble is off the middle between its corrected answer and what
+    `transfer` makes of the other platforms, where a platform has few measured models and this is
+    none of them; else nan. The two err differently.
+    """
+    found = np.full(calm.log_ms.shape, np.nan)
+    known = np.isfinite(calm.log_ms)
+    few = [p for p, count in enumerate(known.sum(axis=0)) if count < FEW <= known.sum(axis=0).max()]
+    if not few:
+        return found
+    amounts = np.stack([work(graph) for graph in calm.graphs])
+    others = np.delete(calm.log_ms, few, axis=1)
+    for column in few:
+        rows = np.flatnonzero(known[:, column])
+        samples = dict(zip(rows.tolist(), np.exp(calm.log_ms[rows, column]).tolist(), strict=True))
+        told = adapt(amounts, others, samples).log_ms
+        correct, _ = krige(place, error[:, column])
+        for row in np.flatnonzero(~known[:, column] & np.isfinite(others).any(axis=1)):
+            own = _answers(members, calm.graphs[row], known.shape[1])[:, column]
+            corrected = np.nanmean(own) - correct(place.distances(place.points[row]))
+            found[row, column] = np.nanmean(own) - (corrected + told[row]) / 2
+    return found
 
 
 def _far_errors(

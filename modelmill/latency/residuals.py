@@ -19,6 +19,7 @@ from modelmill.latency.features import GraphFeatures
 
 _LENGTHS = (1.0, 3.0)
 _NOISES = (0.3, 1.0, 3.0)
+_SURE = 0.1
 _NEAREST = 3
 
 
@@ -83,9 +84,12 @@ class Kriging:
         return float(np.exp(-distances / self.length) @ self.weights)
 
 
-def krige(place: Space, error: np.ndarray) -> tuple[Kriging, np.ndarray]:
+def krige(
+    place: Space, error: np.ndarray, sure: np.ndarray | None = None
+) -> tuple[Kriging, np.ndarray]:
     """The interpolation of errors (M,), nan where unknown, and what is left of each where it is
-    predicted from the others.
+    predicted from the others. sure: (M,) which of them are no single measurements and next to free
+    of noise.
     """
     known = np.flatnonzero(np.isfinite(error))
     weights, left = np.zeros(len(error), dtype=np.float32), error.copy()
@@ -94,7 +98,10 @@ def krige(place: Space, error: np.ndarray) -> tuple[Kriging, np.ndarray]:
     best, length = float((error[known] ** 2).sum()), _LENGTHS[0]
     for candidate in _LENGTHS if len(known) > 10 else ():
         for noise in _NOISES:
-            matrix = np.exp(-distances / candidate) + noise * np.eye(len(known))
+            own = np.full(len(known), noise)
+            if sure is not None:
+                own[sure[known]] = _SURE
+            matrix = np.exp(-distances / candidate) + np.diag(own)
             inverse = np.linalg.inv(matrix)
             solved = inverse @ error[known]
             remains = solved / np.diag(inverse)
