@@ -306,11 +306,7 @@ def fit(
     calm = table.calm(_slopes(members))
     mean, spread = _summary(_held_out(table, members, left_out))
     error = mean - calm.log_ms
-    said = _few_measured(calm, members, place, error)
-    wrong, sure = np.where(np.isfinite(error), error, said), np.isfinite(said)
-    kriged = [krige(place, *column) for column in zip(wrong.T, sure.T, strict=True)]
-    remains = np.stack([left for _, left in kriged], axis=1)
-    remains[~np.isfinite(error)] = np.nan
+    corrections, remains = _corrections(place, error, _few_measured(calm, members, place, error))
     away = _distances(place, np.eye(len(table), dtype=bool))
     held = [_held(remains * _shrink(spread, error, effort.folds), away, spread, True)]
     held += _far_errors(calm, place, families, others)
@@ -323,7 +319,7 @@ def fit(
         log_ms=table.log_ms.astype(np.float32),
         labels=labels,
         seen=seen,
-        corrections=tuple(correction for correction, _ in kriged),
+        corrections=corrections,
         interval=calibrate(_joined(held), len(platforms)),
         reach=float(np.quantile(away, 0.95)),
         errors=tuple(errors(e, np.zeros_like(e)) for e in remains.T),
@@ -333,6 +329,19 @@ def fit(
 def _slopes(members: Sequence[gnn.Network]) -> np.ndarray:
     """(P,) how models follow the reference, on average."""
     return np.asarray(np.mean([member.slopes for member in members], axis=0))
+
+
+def _corrections(
+    place: Space, error: np.ndarray, said: np.ndarray
+) -> tuple[tuple[Kriging, ...], np.ndarray]:
+    """One per platform, from the errors (M, P) of measured models and what is said of others, and
+    (M, P) what is left of the first.
+    """
+    wrong, sure = np.where(np.isfinite(error), error, said), np.isfinite(said)
+    kriged = [krige(place, *column) for column in zip(wrong.T, sure.T, strict=True)]
+    remains = np.stack([left for _, left in kriged], axis=1)
+    remains[~np.isfinite(error)] = np.nan
+    return tuple(correction for correction, _ in kriged), remains
 
 
 def _few_measured(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,6 +39,7 @@ from modelmill.records import (
 from modelmill.records.measurement import CALM, KERNELS, PREDICTED
 
 NAME = "latency"  # of the predictor in the database
+Found = dict[tuple[str, str], list[float]]
 EFFORT = Effort(workers=2)
 Show = Callable[[str, int, int], None]
 
@@ -123,29 +124,10 @@ def read_table(
 ) -> tuple[Table, list[Platform], dict[str, str]]:
     """(what can be learned from, its platforms, platforms that cannot be learned and why)
 
-    A model counts with the time of its calmest inferences: what others did to the rest is no part
-    of it. Of several measurements the calmest counts, with the reference beside it. Where none kept
-    that time, the medians of the p50 and of the references count.
-
     Raises:
         ValueError: nothing, or too little, was measured.
     """
-    times: dict[tuple[str, str], list[float]] = defaultdict(list)
-    references: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for row in latencies.rows():
-        times[row.structure, row.platform].append(row.p50_ms)
-        if row.reference_ms is not None:
-            references[row.structure, row.platform].append(row.reference_ms)
-    calm: dict[tuple[str, str], tuple[float, Row]] = {}
-    for row, ms in latencies.told(CALM):
-        at = row.structure, row.platform
-        if at not in calm or ms < calm[at][0]:
-            calm[at] = ms, row
-    for at, (ms, row) in calm.items():
-        times[at] = [ms]
-        references.pop(at, None)
-        if row.reference_ms is not None:
-            references[at] = [row.reference_ms]
+    times, references = _times(latencies)
     graphs = _graphs(latencies.models(), {structure for structure, _ in times}, show)
     chosen, left_out = [], {}
     for platform in latencies.platforms():
@@ -195,8 +177,34 @@ def telling(latencies: Latencies, count: int, seed: int = 0) -> list[ModelFacts]
     return [found[structure] for structure in chosen]
 
 
+def _times(latencies: Latencies) -> tuple[Found, Found]:
+    """Milliseconds by (structure, key of the platform), and those of the reference beside them.
+
+    A model counts with the time of its calmest inferences: what others did to the rest is no part
+    of it. Of several measurements the calmest counts, with the reference beside it. Where none kept
+    that time, the medians of the p50 and of the references count.
+    """
+    times: Found = defaultdict(list)
+    references: Found = defaultdict(list)
+    for row in latencies.rows():
+        times[row.structure, row.platform].append(row.p50_ms)
+        if row.reference_ms is not None:
+            references[row.structure, row.platform].append(row.reference_ms)
+    calm: dict[tuple[str, str], tuple[float, Row]] = {}
+    for row, ms in latencies.told(CALM):
+        at = row.structure, row.platform
+        if at not in calm or ms < calm[at][0]:
+            calm[at] = ms, row
+    for at, (ms, row) in calm.items():
+        times[at] = [ms]
+        references.pop(at, None)
+        if row.reference_ms is not None:
+            references[at] = [row.reference_ms]
+    return times, references
+
+
 def _logs(
-    found: Mapping[tuple[str, str], Sequence[float]],
+    found: Found,
     structures: Sequence[str],
     platforms: Sequence[Platform],
 ) -> np.ndarray:
