@@ -188,10 +188,10 @@ class Bench:
         once = median(session.time(random_feeds(graph), 10, 20))
         self._runs = max(3, round(self.pace.reference_ms / once))
         found = self._worker.turns([(session, 1, self._runs)] * FIRST)
-        wall, cpu = (np.concatenate([getattr(s, side) for s in found]) for side in ("wall", "cpu"))
+        every = _joined(found)
         # Of the fastest, which nobody interrupted: what a hypervisor takes away counts as work.
-        fastest = wall <= np.quantile(wall, 0.25)
-        busy = float(np.median(cpu[fastest] / wall[fastest]))
+        fastest = every.wall <= np.quantile(every.wall, 0.25)
+        busy = float(np.median(every.cpu[fastest] / every.wall[fastest]))
         self._on_this_thread = self.options.threads == 1 and ALL_BUSY < busy < MORE_THAN_ONE
         self._beside.add(found)
         return session
@@ -205,8 +205,10 @@ class Bench:
         beside = (reference, 1, self._runs)
         blocks, around, waited_s = self._blocks((session, settle, size), beside)
         counts = self._counting(blocks)
-        samples, clock = self._samples(blocks, counts)
         every = _joined(blocks)
+        clock = "cpu" if self._mostly_interrupted(every) else "wall"
+        pairs = zip(blocks, counts, strict=True)
+        samples = tuple(tuple(getattr(b, clock)[c].tolist()) for b, c in pairs if c.any())
         calmest_ms = self._beside.wall_ms
         reference_ms = self._reference_ms(around)
         facts = {
@@ -232,12 +234,11 @@ class Bench:
         around = self._worker.turns([beside])
         waited_s = 0.0
         while len(blocks) < effort.rounds * effort.blocks:
-            start = time.perf_counter()
             while not self._calm(around[-1]) and waited_s < self.pace.patience_s:
+                start = time.perf_counter()
                 around[-1:] = self._worker.turns([beside])
                 self._beside.add(around[-1:])
                 waited_s += time.perf_counter() - start
-                start = time.perf_counter()
             block, after = self._worker.turns([turn, beside])
             self._beside.add([after])
             blocks.append(block)
@@ -254,7 +255,7 @@ class Bench:
         """Which inferences of each block count."""
         every = _joined(blocks)
         counts = self._whole(every)
-        if 2 * counts.mean() < 1:  # then processor times are taken
+        if self._mostly_interrupted(every):  # then processor times are taken
             counts[:] = True
         counts[counts] = calmest(every.probe[counts], self.pace.calm)
         return np.split(counts, np.cumsum([b.wall.size for b in blocks])[:-1])
@@ -288,13 +289,9 @@ class Bench:
         most = np.maximum((1 - self.pace.share) * series.wall, HANDING_MS)
         return np.asarray(series.wall - series.cpu <= most)
 
-    def _samples(
-        self, blocks: Sequence[Series], counts: Sequence[np.ndarray]
-    ) -> tuple[tuple[tuple[float, ...], ...], str]:
-        """The times that count, block by block, and which clock they are of."""
-        clock = "wall" if 2 * self._whole(_joined(blocks)).mean() >= 1 else "cpu"
-        pairs = zip(blocks, counts, strict=True)
-        return tuple(tuple(getattr(b, clock)[c].tolist()) for b, c in pairs if c.any()), clock
+    def _mostly_interrupted(self, series: Series) -> bool:
+        """Whether the processor time of each inference must stand in for its time."""
+        return bool(2 * self._whole(series).mean() < 1)
 
 
 def calmest(probe: np.ndarray, calm: float) -> np.ndarray:

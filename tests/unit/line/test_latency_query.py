@@ -139,12 +139,18 @@ def test_an_empty_database_says_how_to_fill_it(tmp_path):
             ask()
 
 
-def test_repeated_measurements_count_with_their_median(tmp_path):
-    latencies = Latencies(Database(tmp_path / "l.db"))
+def stored(latencies):
+    """(channels, structure) of twelve models that the database now has."""
     for channels in range(8, 32, 2):
         graph = net(channels, 1)
         key = ir.structure(graph)
         latencies.add_models([ModelFacts(key, "n", "n", ir.skeleton(graph))])
+        yield channels, key
+
+
+def test_repeated_measurements_count_with_their_median(tmp_path):
+    latencies = Latencies(Database(tmp_path / "l.db"))
+    for _, key in stored(latencies):
         latencies.add(measurement(key, ms) for ms in (1.0, 2.0, 9.0))
         latencies.add([measurement(key, 1.0, replace(HERE, batch=2))])
     table, platforms, left_out = read_table(latencies)
@@ -155,10 +161,7 @@ def test_repeated_measurements_count_with_their_median(tmp_path):
 
 def test_learned_is_what_the_calmest_inferences_took(tmp_path):
     latencies = Latencies(Database(tmp_path / "l.db"))
-    for channels in range(8, 32, 2):
-        graph = net(channels, 1)
-        key = ir.structure(graph)
-        latencies.add_models([ModelFacts(key, "n", "n", ir.skeleton(graph))])
+    for channels, key in stored(latencies):
         slow = 1.0 + (channels == 8)  # of the first network the reference was slower, then
         rows = ((1.0, 0.9, 3.0), (5.0, 0.8, slow), (0.7, None, 9.0))  # the last did not keep it
         latencies.add(
