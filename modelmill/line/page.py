@@ -29,6 +29,7 @@ from modelmill.line.page_precision import Searched, searched
 from modelmill.line.page_reconstruct import Learned, learned
 from modelmill.line.report import Deployment, Finding, Report
 from modelmill.line.store import Json, Store
+from modelmill.line.templating import environment
 
 if TYPE_CHECKING:
     import jinja2
@@ -94,13 +95,7 @@ def templates_for(unit: Unit) -> jinja2.Environment:
     """The templates, and what all pages write alike: scores in their unit, and drawn charts."""
     import jinja2
 
-    found = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    found = environment(TEMPLATES)
     found.filters.update(score=unit.score, delta=unit.delta)
     found.filters["markup"] = jinja2.filters.do_mark_safe  # only for text made by `charts`
     return found

@@ -22,6 +22,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 
 import modelmill
 from modelmill.line import figures
+from modelmill.line.templating import environment
 from modelmill.web import drawing
 from modelmill.web.content import AskedError, NotHereError, Site
 from modelmill.web.reader import UnreadableError
@@ -241,13 +242,7 @@ def _add_failures(app: FastAPI, show: Show) -> None:
 
 
 def _environment(source: str) -> jinja2.Environment:
-    made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    made = environment(TEMPLATES)
     made.filters.update(
         ms=figures.ms, si=figures.si, size=figures.size, times=figures.times, metric=figures.metric
     )
