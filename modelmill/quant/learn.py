@@ -27,7 +27,9 @@ from modelmill.quant.rounding import Masks, Rounding, Step
 MOST_ELEMENTS = 1 << 22  # of one batch of a unit's largest input or output
 FEWEST_IMAGES = 8  # of a batch that would have more elements
 JUDGED_AT_ONCE = 32
-MANY, FEW = 512, 0.3  # images; part of the rate with fewer
+MANY, FEW = 512, 0.3  # images; with fewer: part of the rate of `tune`
+# Iterations with fewer images, for weights of so many bits and more; with 2 far more must turn.
+SOON, SOON_BITS = 60, 3
 Quantizers = Mapping[str, Callable[[Tensor], Tensor]]
 
 
@@ -43,8 +45,8 @@ class Settings:
     steps of activations are learned alone. tune: iterations, after all units, in which the whole
     network is learned together, tune_batch images at a time, each altered anew: steps and biases at
     tune_rate, roundings so that they may pass tune_travel codes on the way. With fewer images than
-    `MANY` none is mixed, no rounding turned, and all goes at `FEW` of the rate: from few that does
-    harm (docs/LOG.md).
+    `MANY` none is mixed, no rounding turned, all goes at `FEW` of the rate, and units learn for
+    `SOON` iterations at most: few images are soon known by heart (docs/LOG.md).
     """
 
     iterations: int
@@ -110,6 +112,7 @@ class Learned:
 
 def learn(problem: Problem, settings: Settings, seed: int) -> Learned:
     """Solve the problem; the same seed gives the same bytes on the same machine."""
+    settings = replace(settings, iterations=_length(problem, settings.iterations))
     work = _Work(problem, settings, torch.Generator().manual_seed(seed))
     before = work.judge()
     if not work.roundings or not settings.iterations:
@@ -121,6 +124,14 @@ def learn(problem: Problem, settings: Settings, seed: int) -> Learned:
     if not after <= before:  # worse, or NaN
         return Learned(before, before)
     return Learned(before, after, work.flipped(), False, *work.found())
+
+
+def _length(problem: Problem, iterations: int) -> int:
+    """How many iterations of those asked for the images are good for."""
+    many = problem.learned_on >= MANY
+    if many or any(encoding.spec.bits < SOON_BITS for _, encoding in problem.weights.values()):
+        return iterations
+    return min(iterations, SOON)
 
 
 def tune(problem: Problem, settings: Settings, seed: int) -> Learned:

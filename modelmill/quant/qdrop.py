@@ -29,8 +29,8 @@ from modelmill.quant.reconstruct import (
 @dataclass(frozen=True)
 class QDrop:
     """The QDrop step. iterations: per block, of `batch` images. drop: share of activation elements
-    left in float, the paper's 1 - p. tune: iterations, at the end, in which the whole network is
-    learned together (not in the paper; 0 for none).
+    left in float, the paper's 1 - p; not used where all activations have 8 bits. tune: iterations,
+    at the end, in which the whole network is learned together (not in the paper; 0 for none).
     """
 
     iterations: int = 150

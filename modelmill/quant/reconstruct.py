@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,10 @@ class _Run:
         self.units, self.budget = units, budget
         self.encodings = plan.encodings()
         self.constants = ir.constants(graph)
+        values = (e for p, e in self.encodings.items() if p.value not in self.constants)
+        if all(e.spec.bits >= LEARNED_BITS for e in values):
+            # Nothing to be learned to bear; what a unit will read is the quantized path alone.
+            self.settings = replace(settings, drop=1.0)
         self.learnable, self.notes = _learnable(graph, plan)
         static = {
             p: e

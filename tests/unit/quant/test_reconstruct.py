@@ -13,7 +13,7 @@ from modelmill.quant import learn
 from modelmill.quant.adaround import AdaRound
 from modelmill.quant.brecq import Brecq
 from modelmill.quant.calibrate import Calibrate, weight_names
-from modelmill.quant.learn import MANY
+from modelmill.quant.learn import MANY, SOON
 from modelmill.quant.qdrop import QDrop
 from modelmill.quant.reconstruct import Workplace, fisher
 from modelmill.quant.rounding import Rounding
@@ -367,6 +367,25 @@ def test_one_image_at_a_time_is_learned_from_as_few_as_several(graph_from_text, 
     monkeypatch.setattr(learn._Work, "loss", loss)
     short(Brecq, 3, batch=32).run(graph, planned(graph, batches, 4), batches)
     assert sizes == [1] * 9 * 3  # one block, 9 images an iteration
+
+
+@pytest.mark.parametrize(("count", "iterations"), [(MANY // 2, SOON), (MANY * 2, SOON + 5)])
+@pytest.mark.parametrize(("activations", "mixed"), [(8, False), (4, True)])
+def test_images_and_bits_tell_how_long_and_from_what(
+    residual, monkeypatch, count, iterations, activations, mixed
+):
+    """No more than SOON with few images; float values are mixed in where steps are learned."""
+    graph, batches = residual[0], [{"x": images(5, count)}]
+    seen = []
+
+    def loss(work, rows, drop, quantizers, true=learn._Work.loss):
+        if drop is not None:
+            seen.append(0 < drop < 1)
+        return true(work, rows, drop, quantizers)
+
+    monkeypatch.setattr(learn._Work, "loss", loss)
+    made = short(QDrop, SOON + 5).run(graph, planned(graph, batches, 3, activations), batches)
+    assert seen == [mixed] * iterations * len(made.units)
 
 
 @pytest.mark.parametrize("count", [MANY * 2, MANY // 2])
